@@ -1,0 +1,327 @@
+"""From a grid file to the runs it asks for, checked before anything is trained."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from study.grid.identity import specification
+from study.grid.loading import Document, GridError, KeyPath, merge, nested, read_document
+from study.grid.messages import explain, nearest
+from study.grid.schema import Budget, Grid, Run
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of a grid: runs that differ in nothing but their seed.
+
+    Attributes:
+        name: the combination's labels, joined: the name that the analysis and the report use.
+        labels: `variant` and the dotted path of each axis -> label of the value.
+        runs: one run per seed; a single one where nothing is trained.
+    """
+
+    name: str
+    labels: Mapping[str, str]
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of a grid.
+
+    Attributes:
+        name: the grid's file name without its ending, and the budget's where one was laid over.
+        budget: name of the budget, if any.
+        grid: the declared question.
+        cells: the combinations, in the file's order; the references last.
+    """
+
+    name: str
+    budget: str | None
+    grid: Grid
+    cells: tuple[Cell, ...]
+
+    def runs(self) -> Iterator[tuple[Cell, Run]]:
+        """Every run with the cell it belongs to, all cells at their first seed before the second."""
+        for index in range(max(len(cell.runs) for cell in self.cells)):
+            for cell in self.cells:
+                if index < len(cell.runs):
+                    yield cell, cell.runs[index]
+
+
+@dataclass(frozen=True)
+class _Combination:
+    labels: dict[str, str]
+    layers: tuple[tuple[KeyPath, KeyPath, dict[str, Any]], ...]  # (prefix in the run, path in the file, settings)
+
+
+def load_plan(path: Path, budget: str | None = None) -> Plan:
+    """Reads a grid file, lays a budget over it, and resolves every run.
+
+    Args:
+        path: the grid file.
+        budget: name of a file in `budgets/` beside the grid, or None.
+
+    Raises:
+        GridError: with one line per problem, each naming file, line and key.
+    """
+    document = read_document(path)
+    overlay = _read_budget(path, budget) if budget else Document({"description": ""}, {(): (path, 1)})
+    grid, tree = _validated(document, overlay)
+    combinations = _combinations(document, grid)
+    cells = [_resolve(document, overlay, grid, tree, combination) for combination in combinations]
+    _check_duplicates(document, cells)
+    plan = Plan(f"{path.stem}-{budget}" if budget else path.stem, budget, grid, tuple(cells))
+    _check_analysis(document, overlay, plan)
+    return plan
+
+
+def _read_budget(path: Path, budget: str) -> Document:
+    folder = path.parent / "budgets"
+    file = folder / f"{budget}.yaml"
+    if not file.is_file():
+        raise GridError(f"no budget {budget!r} in {folder}; {nearest(budget, [p.stem for p in folder.glob('*.yaml')])}")
+    document = read_document(file)
+    try:
+        Budget.model_validate(document.tree)
+    except ValidationError as error:
+        raise GridError(explain(error, Budget, lambda p: (document.place(p), _dotted(p)))) from None
+    return document
+
+
+def _validated(document: Document, overlay: Document) -> tuple[Grid, dict[str, Any]]:
+    """The grid, and the base run as a complete tree with the budget laid over it."""
+    shared = {key: overlay.tree[key] for key in Budget.RUN_KEYS if key in overlay.tree}
+    base = merge(document.tree.get("base") or {}, shared)
+    if not isinstance(document.tree.get("base", {}), dict):
+        raise GridError(f"{document.place(('base',))}: base: must be a mapping, got {document.tree['base']!r}")
+    tree = merge(Run().model_dump(), base)
+    tree = merge(tree, {"model": overlay.tree.get("models", {}).get(_kind(tree), {})})
+    whole = {**document.tree, "base": tree}
+    if "seeds" in overlay.tree:
+        whole["seeds"] = overlay.tree["seeds"]
+    if isinstance(whole.get("analysis"), dict):
+        whole["analysis"] = merge(whole["analysis"], overlay.tree.get("analysis", {}))
+    try:
+        return Grid.model_validate(whole), tree
+    except ValidationError as error:
+
+        def locate(path: KeyPath) -> tuple[str, str]:
+            return _locate(document, overlay, path, path[1:] if path[:1] == ("base",) else path), _dotted(path)
+
+        raise GridError(explain(error, Grid, locate)) from None
+
+
+def _locate(document: Document, overlay: Document, path: KeyPath, run_path: KeyPath) -> str:
+    """Place of a key that may come from the budget (by kind of model, or plainly) or from the grid."""
+    candidates = [run_path]
+    if run_path[:1] == ("model",):
+        candidates = [("models", kind, *run_path[1:]) for kind in overlay.tree.get("models", {})]
+    for candidate in candidates:
+        if candidate and candidate in overlay.places:
+            return overlay.place(candidate)
+    return document.place(path)
+
+
+def _kind(tree: Mapping[str, Any]) -> str:
+    return str(tree["model"].get("kind")) if isinstance(tree.get("model"), Mapping) else ""
+
+
+def _dotted(path: KeyPath) -> str:
+    return ".".join(map(str, path))
+
+
+def _combinations(document: Document, grid: Grid) -> list[_Combination]:
+    """Product of variants and axes, less the excluded, and the references."""
+    variants = [
+        ({"variant": name}, ((), ("variants", name), settings)) for name, settings in grid.variants.items()
+    ] or [({}, None)]
+    axes = [
+        [({axis: label}, _axis_layer(axis, label, value)) for label, value in _labelled(document, axis, values).items()]
+        for axis, values in grid.axes.items()
+    ]
+    product = []
+    for parts in itertools.product(variants, *axes):
+        labels = {key: label for part, _ in parts for key, label in part.items()}
+        product.append(_Combination(labels, tuple(layer for _, layer in parts if layer is not None)))
+    kept = _excluded(document, grid, product)
+    for name, settings in grid.references.items():
+        kept.append(_Combination({"variant": name}, (((), ("references", name), settings),)))
+    if not kept:
+        raise GridError(f"{document.place(('exclude',))}: exclude: leaves no run")
+    return kept
+
+
+def _axis_layer(axis: str, label: str, value: Any) -> tuple[KeyPath, KeyPath, dict[str, Any]]:
+    return tuple(axis.split(".")), ("axes", axis, label), nested(axis, value)
+
+
+def _labelled(document: Document, axis: str, values: list[Any] | dict[str, Any]) -> dict[str, Any]:
+    """Label -> value; a list's values are their own labels, its numbers joined by dashes."""
+    place = document.place(("axes", axis))
+    if not values:
+        raise GridError(f"{place}: axes.{axis}: an axis needs at least one value")
+    if isinstance(values, dict):
+        return values
+    labels: dict[str, Any] = {}
+    for value in values:
+        if isinstance(value, dict):
+            raise GridError(f"{place}: axes.{axis}: mappings need names: write `{{name: value, …}}` instead of a list")
+        label = _label(value)
+        if label in labels:
+            raise GridError(f"{place}: axes.{axis}: {label} is listed twice")
+        labels[label] = value
+    return labels
+
+
+def _excluded(document: Document, grid: Grid, product: list[_Combination]) -> list[_Combination]:
+    known: dict[str, set[str]] = {}
+    for combination in product:
+        for key, label in combination.labels.items():
+            known.setdefault(key, set()).add(label)
+    kept = product
+    for index, rule in enumerate(grid.exclude):
+        place = document.place(("exclude", index))
+        wanted = {key: {_label(v) for v in _many(value)} for key, value in rule.items()}
+        for key, labels in wanted.items():
+            if key not in known:
+                raise GridError(f"{place}: exclude: no variant or axis {key!r}; {nearest(key, known)}")
+            for label in labels - known[key]:
+                raise GridError(f"{place}: exclude: {key} has no value {label!r}; {nearest(label, known[key])}")
+        left = [c for c in kept if not all(c.labels.get(key) in labels for key, labels in wanted.items())]
+        if len(left) == len(kept):
+            raise GridError(f"{place}: exclude: {rule} removes nothing that is still there")
+        removed = {_name(c.labels, grid) for c in kept} - {_name(c.labels, grid) for c in left}
+        if grid.analysis.baseline in removed:
+            raise GridError(f"{place}: exclude: {rule} removes the baseline {grid.analysis.baseline!r}")
+        kept = left
+    return list(kept)
+
+
+def _label(value: Any) -> str:
+    if isinstance(value, list):
+        return "-".join(map(_label, value))
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def _many(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _name(labels: Mapping[str, str], grid: Grid) -> str:
+    """`soft, prior=frequency`: the variant, and each axis by the shortest end of its path that no other axis shares."""
+    parts = []
+    for key, label in labels.items():
+        if key == "variant":
+            parts.append(label)
+            continue
+        words = key.removesuffix(".kind").split(".")
+        others = [axis.removesuffix(".kind").split(".") for axis in grid.axes if axis != key]
+        length = next((n for n in range(1, len(words)) if all(o[-n:] != words[-n:] for o in others)), len(words))
+        parts.append(f"{'.'.join(words[-length:])}={label}")
+    return ", ".join(parts) or "base"
+
+
+def _resolve(
+    document: Document, overlay: Document, grid: Grid, tree: dict[str, Any], combination: _Combination
+) -> Cell:
+    kind = _kind(tree)
+    for _, _, settings in combination.layers:
+        model = settings.get("model")
+        kind = str(model["kind"]) if isinstance(model, Mapping) and "kind" in model else kind
+    if kind != _kind(tree):  # the budget's width for this kind of model lies below what the variant says
+        tree = {**tree, "model": merge({"kind": kind}, overlay.tree.get("models", {}).get(kind, {}))}
+    for _, _, settings in combination.layers:
+        tree = merge(tree, settings)
+    name = _name(combination.labels, grid)
+    try:
+        run = Run.model_validate(tree)
+    except ValidationError as error:
+        raise GridError(explain(error, Run, lambda path: _origin(document, overlay, combination, name, path))) from None
+    seeds = list(range(grid.seeds)) if isinstance(grid.seeds, int) else grid.seeds
+    if "seed" in run.ineffective():
+        seeds = seeds[:1]
+    return Cell(name, combination.labels, tuple(run.model_copy(update={"seed": seed}) for seed in seeds))
+
+
+def _origin(
+    document: Document, overlay: Document, combination: _Combination, name: str, path: KeyPath
+) -> tuple[str, str]:
+    """Where a resolved run's key was written, the last layer that set it first."""
+    longest = 0
+    found: KeyPath | None = None
+    for prefix, place, _ in reversed(combination.layers):
+        inside = (*place, *path[len(prefix) :]) if path[: len(prefix)] == prefix else place
+        if prefix and path[: len(prefix)] == prefix:
+            axis = inside if inside in document.places else place if place in document.places else place[:2]
+            return document.place(axis), f"{_dotted(path)} (in {name})"
+        depth = next((n for n in range(len(inside), len(place), -1) if inside[:n] in document.places), 0)
+        if not prefix and depth - len(place) > longest:
+            longest, found = depth - len(place), inside[:depth]
+    if found is not None and longest >= min(len(path), 1):
+        return document.place(found), f"{_dotted(path)} (in {name})"
+    return _locate(document, overlay, ("base", *path), path), f"{_dotted(path)} (in {name})"
+
+
+def _check_duplicates(document: Document, cells: list[Cell]) -> None:
+    seen: dict[str, Cell] = {}
+    names: set[str] = set()
+    for cell in cells:
+        if cell.name in names:
+            raise GridError(
+                f"{document.place(('references', cell.name))}: references.{cell.name}: a variant has that name"
+            )
+        names.add(cell.name)
+        twin = seen.setdefault(specification(cell.runs[0]), cell)
+        if twin is cell or _sources_differ(twin, cell):
+            continue
+        differing = [k for k in {**twin.labels, **cell.labels} if twin.labels.get(k) != cell.labels.get(k)]
+        if len(differing) == 1 and differing[0] != "variant":
+            axis = differing[0]
+            raise GridError(
+                f"{document.place(('axes', axis))}: axes.{axis}: changes nothing between "
+                f"{twin.name!r} and {cell.name!r}: both resolve to the same run"
+            )
+        place = document.place(*((section, cell.labels.get("variant", "")) for section in ("references", "variants")))
+        raise GridError(f"{place}: {cell.name!r} and {twin.name!r} resolve to the same run; keep one of them")
+
+
+def _sources_differ(one: Cell, other: Cell) -> bool:
+    """Whether two cells name different images, which may differ in content."""
+    a, b = one.runs[0], other.runs[0]
+    trains = a.model.trained and a.data.train != b.data.train
+    return trains or a.evaluation.datasets != b.evaluation.datasets
+
+
+def _check_analysis(document: Document, overlay: Document, plan: Plan) -> None:
+    analysis = plan.grid.analysis
+    names = [cell.name for cell in plan.cells]
+
+    def refuse(key: str, message: str) -> None:
+        where = overlay if ("analysis", key) in overlay.places else document
+        raise GridError(f"{where.place(('analysis', key))}: analysis.{key}: {message}")
+
+    if analysis.baseline not in names:
+        refuse("baseline", f"no cell {analysis.baseline!r}; {nearest(analysis.baseline, names)}")
+    for pair in analysis.comparisons or ():
+        for name in pair:
+            if name not in names:
+                refuse("comparisons", f"no cell {name!r}; {nearest(name, names)}")
+        if pair[0] == pair[1]:
+            refuse("comparisons", f"{pair[0]!r} is compared with itself")
+    for cell in plan.cells:
+        evaluation = cell.runs[0].evaluation
+        if analysis.dataset is not None and analysis.dataset not in evaluation.datasets:
+            refuse("dataset", f"{cell.name!r} is not evaluated on it; {nearest(analysis.dataset, evaluation.datasets)}")
+        for key, value, valid in (
+            ("protocol", analysis.protocol, evaluation.protocols),
+            ("metric", analysis.metric, evaluation.metrics),
+        ):
+            if value not in valid:
+                refuse(key, f"{cell.name!r} is not evaluated by {value}; {nearest(value, valid)}")
+    if analysis.curve is not None and analysis.curve not in plan.grid.axes:
+        refuse("curve", f"is not an axis; {nearest(analysis.curve, plan.grid.axes)}")

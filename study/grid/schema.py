@@ -1,0 +1,250 @@
+"""The typed form of a grid: a question, the runs that answer it, and the analysis declared beforehand."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from study.grid.fields import Declared, Fraction, NoEffect, Sequence
+from study.grid.models import Bicubic, CATANet, Model
+
+SCHEMA_VERSION = 1
+
+Protocol = Literal["uint8_y", "matlab_y", "clamped_y", "float_y", "rgb"]
+Metric = Literal["psnr", "ssim", "ssim_pyiqa", "fsim", "vif", "gmsd", "lpips", "clipiqa", "musiq", "maniqa", "niqe"]
+Scale = Literal[1, 2, 3, 4]
+
+
+class L1(Declared):
+    """Mean absolute error over all pixels and channels, images in [0, 1]."""
+
+    kind: Literal["l1"] = "l1"
+
+
+class Charbonnier(Declared):
+    """Mean of sqrt(d^2 + epsilon^2), images in [0, 1]."""
+
+    kind: Literal["charbonnier"] = "charbonnier"
+    epsilon: PositiveFloat = 1e-3
+
+
+Objective = Annotated[L1 | Charbonnier, Field(discriminator="kind")]
+
+
+class Bundled(Declared):
+    """The photographs that ship inside scikit-image, split into disjoint train and test sets."""
+
+    kind: Literal["bundled"] = "bundled"
+    split: Annotated[Literal["train", "test"], NoEffect()]
+
+
+class Folder(Declared):
+    """A folder of HR images; LR images are made by the MATLAB-compatible bicubic resize."""
+
+    kind: Literal["folder"] = "folder"
+    path: Annotated[str, NoEffect()]
+
+
+class Pairs(Declared):
+    """A folder of HR and a folder of LR images, matched by name."""
+
+    kind: Literal["pairs"] = "pairs"
+    hr: Annotated[str, NoEffect()]
+    lr: Annotated[str, NoEffect()]
+
+
+class Hub(Declared):
+    """An image column of a Hugging Face dataset: an id, or a folder written by `save_to_disk`."""
+
+    kind: Literal["hub"] = "hub"
+    name: Annotated[str, NoEffect()]
+    split: Annotated[str, NoEffect()] = "train"
+    column: Annotated[str, NoEffect()] = "image"
+
+
+Source = Annotated[Bundled | Folder | Pairs | Hub, Field(discriminator="kind")]
+
+
+class Data(Declared):
+    """What a network trains on; paths are relative to the data root (`--data-root`, STUDY_DATA, or datasets/)."""
+
+    train: Source = Folder(path="DIV2K/DIV2K_train_HR")
+    lr_patch_px: Annotated[int, Field(ge=8)] = 64
+    augment: Annotated[bool, Field(description="random flips and quarter turns")] = True
+
+
+class Adam(Declared):
+    """Adam (Kingma & Ba)."""
+
+    kind: Literal["adam"] = "adam"
+    lr: PositiveFloat = 2e-4
+    betas: Annotated[tuple[float, float], Sequence] = (0.9, 0.99)
+
+
+class AdamW(Declared):
+    """Adam with decoupled weight decay (Loshchilov & Hutter)."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: PositiveFloat = 2e-4
+    betas: Annotated[tuple[float, float], Sequence] = (0.9, 0.99)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+
+
+class MultiStep(Declared):
+    """The learning rate is multiplied by `gamma` at each milestone, given as a fraction of all steps."""
+
+    kind: Literal["multistep"] = "multistep"
+    milestones: Annotated[tuple[Fraction, ...], Sequence] = (0.5, 0.8, 0.9, 0.95)
+    gamma: Fraction = 0.5
+
+
+class Cosine(Declared):
+    """The learning rate falls along half a cosine to `final` times its start."""
+
+    kind: Literal["cosine"] = "cosine"
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class Constant(Declared):
+    """The learning rate stays."""
+
+    kind: Literal["constant"] = "constant"
+
+
+class Optimisation(Declared):
+    """How a run is trained; the clock is optimiser steps at a global batch."""
+
+    steps: PositiveInt = 250_000
+    batch: Annotated[PositiveInt, Field(description="global batch: samples per optimiser step over all processes")] = 64
+    accumulate: Annotated[PositiveInt, Field(description="micro-batches per optimiser step")] = 1
+    optimiser: Annotated[Adam | AdamW, Field(discriminator="kind")] = Adam()
+    schedule: Annotated[MultiStep | Cosine | Constant, Field(discriminator="kind")] = MultiStep()
+    warmup_steps: NonNegativeInt = 0
+    clip_norm: PositiveFloat | None = None
+    precision: Literal["fp32", "fp64", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    ema_decay: Annotated[Fraction | None, Field(description="weight average that is evaluated; none when null")] = None
+    checkpoint_every: Annotated[PositiveInt, NoEffect()] = 1000
+    log_every: Annotated[PositiveInt, NoEffect(), Field(description="steps between rows of the training curve")] = 10
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} is not a multiple of accumulate {self.accumulate}")
+        return self
+
+
+class Evaluation(Declared):
+    """What a trained network is measured on, and how.
+
+    Attributes:
+        datasets: name -> images.
+        tile_lr_px: inputs with a longer side are tiled, in LR pixels, with `overlap_lr_px` on every seam.
+        validations: how often PSNR is measured during training, on the centre of each image of the first dataset.
+        samples: images per dataset of which a crop is kept for the figures.
+    """
+
+    datasets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], Source] = Field(
+        default={name: Folder(path=f"{name}/HR") for name in ("Set5", "Set14", "B100", "Urban100", "Manga109")},
+        min_length=1,
+    )
+    protocols: Annotated[tuple[Protocol, ...], Sequence, Field(min_length=1)] = (
+        "uint8_y",
+        "matlab_y",
+        "clamped_y",
+        "float_y",
+        "rgb",
+    )
+    metrics: Annotated[tuple[Metric, ...], Sequence, Field(min_length=1)] = ("psnr", "ssim")
+    self_ensemble: bool = False
+    tile_lr_px: Annotated[int, Field(ge=64)] = 512
+    overlap_lr_px: Annotated[int, Field(ge=0)] = 32
+    validations: NonNegativeInt = 10
+    samples: NonNegativeInt = 2
+
+    @model_validator(mode="after")
+    def _tiles_advance(self) -> Self:
+        if 2 * self.overlap_lr_px >= self.tile_lr_px:
+            raise ValueError(
+                f"overlap_lr_px {self.overlap_lr_px} must be less than half of tile_lr_px {self.tile_lr_px}"
+            )
+        return self
+
+
+class Run(Declared):
+    """One network, trained and evaluated once."""
+
+    scale: Scale = 4
+    model: Model = CATANet()
+    objective: Objective = L1()
+    data: Data = Data()
+    optimisation: Optimisation = Optimisation()
+    evaluation: Evaluation = Evaluation()
+    seed: NonNegativeInt = 0
+
+    def ineffective(self) -> set[str]:
+        return set() if self.model.trained else {"objective", "data", "optimisation", "seed"}
+
+    @model_validator(mode="after")
+    def _scale_is_known(self) -> Self:
+        if self.scale == 1 and isinstance(self.model, Bicubic):
+            raise ValueError("scale 1 (restoration) needs a trained model: bicubic enlargement would do nothing")
+        return self
+
+
+class Analysis(Declared):
+    """What will be claimed, declared before anything runs.
+
+    Attributes:
+        baseline: the cell that the others are compared with.
+        comparisons: pairs (cell, reference); by default every other trained cell against the baseline.
+        claim: `same_images` (retraining, on these images), `new_images` (retraining, and new images), or
+            `these_weights` (these trained weights, on new images).
+        dataset: primary dataset; the first of `evaluation.datasets` when absent.
+        margin_db: differences inside it count as equivalent.
+        curve: dotted path of the axis that a group-count curve is drawn over.
+    """
+
+    baseline: str
+    comparisons: Annotated[tuple[Annotated[tuple[str, str], Sequence], ...], Sequence] | None = None
+    claim: Literal["same_images", "new_images", "these_weights"] = "same_images"
+    dataset: str | None = None
+    protocol: Protocol = "uint8_y"
+    metric: Literal["psnr", "ssim"] = "psnr"
+    alpha: Fraction = 0.05
+    correction: Literal["holm", "none"] = "holm"
+    margin_db: PositiveFloat = 0.02
+    power: Fraction = 0.8
+    curve: str | None = None
+
+
+class Grid(Declared):
+    """A question as a product of axes and named variants over a base run, with references beside it.
+
+    A reference (bicubic, a network to beat) is one cell of its own, to which the axes do not apply.
+    Keys inside `base`, `variants` and `references` may be dotted paths (`model.assignment.kind`). A mapping
+    whose `kind` differs from the one it overlays replaces it; any other is merged into it; lists and
+    `evaluation.datasets` are replaced whole.
+    """
+
+    question: str
+    base: Run = Run()
+    variants: dict[str, dict[str, Any]] = {}
+    axes: dict[str, list[Any] | dict[str, Any]] = {}
+    references: dict[str, dict[str, Any]] = {}
+    exclude: list[dict[str, Any]] = []
+    seeds: Annotated[PositiveInt | list[NonNegativeInt], Field(description="a count, or the seeds themselves")] = 5
+    analysis: Analysis
+
+
+class Budget(Declared):
+    """What a scale of computing lays over any grid; `models` by kind, so that it fits whichever model a run has."""
+
+    RUN_KEYS: ClassVar[tuple[str, ...]] = ("objective", "data", "optimisation", "evaluation")
+    description: str
+    objective: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    optimisation: dict[str, Any] = {}
+    evaluation: dict[str, Any] = {}
+    models: dict[str, dict[str, Any]] = {}
+    seeds: PositiveInt | list[NonNegativeInt] = 1
+    analysis: dict[str, Any] = {}

@@ -1,0 +1,51 @@
+"""Tables that a run writes, with units in the field metadata."""
+
+import pyarrow as pa
+
+
+def _field(name: str, type_: pa.DataType, meaning: str, unit: str = "") -> pa.Field:
+    return pa.field(name, type_, nullable=False, metadata={"meaning": meaning, "unit": unit})
+
+
+# The unit of a value depends on its row: metrics and scalars carry it in their name's entry here.
+METRIC_UNITS = {
+    "psnr": "dB",
+    "ssim": "1",
+    "ssim_pyiqa": "1",
+    "fsim": "1",
+    "vif": "1",
+    "gmsd": "1",
+    "lpips": "1",
+    "clipiqa": "1",
+    "musiq": "1",
+    "maniqa": "1",
+    "niqe": "1",
+}
+
+IMAGES = pa.schema(
+    [
+        _field("dataset", pa.string(), "name under evaluation.datasets"),
+        _field("image", pa.string(), "file name without its ending"),
+        _field("protocol", pa.string(), "preprocessing before the metric"),
+        _field("metric", pa.string(), "what was computed"),
+        _field("value", pa.float64(), "the metric of this one image", "see METRIC_UNITS"),
+    ]
+)
+
+SCALARS = pa.schema(
+    [
+        _field("step", pa.int64(), "optimiser steps done", "steps"),
+        _field("name", pa.string(), "loss, learning_rate, gradient_norm, validation_psnr_y_db, …"),
+        _field("value", pa.float64(), "its value at that step", "in the name where it has one"),
+    ]
+)
+
+COSTS = pa.schema(
+    [
+        _field("name", pa.string(), "parameters, multiply_adds, train_seconds, …"),
+        _field("value", pa.float64(), "its value"),
+        _field("unit", pa.string(), "unit of the value"),
+    ]
+)
+
+TABLES = {"images": IMAGES, "scalars": SCALARS, "costs": COSTS}
