@@ -29,6 +29,11 @@ class Cell:
     runs: tuple[Run, ...]
 
 
+def title(cell: Cell, run: Run) -> str:
+    """How one run of a cell is called: `hard, seed 0`; the cell's name alone where seeds do nothing."""
+    return cell.name if "seed" in run.ineffective() else f"{cell.name}, seed {run.seed}"
+
+
 @dataclass(frozen=True)
 class Plan:
     """All runs of a grid.

@@ -8,17 +8,19 @@ from typing import Any
 
 import yaml
 
+from study import StudyError
+
 KeyPath = tuple[str | int, ...]
 LIMIT_BYTES = 1_000_000
 WHOLE = {"datasets"}  # a mapping under one of these keys is replaced, not merged
 TREES = {"base", "variants", "references", "models", "objective", "data", "optimisation", "evaluation", "analysis"}
 
 
-class GridError(Exception):
+class GridError(StudyError):
     """A grid that cannot be run as written; the message names file, line, key and what would be right."""
 
 
-class _Loader(yaml.SafeLoader):
+class GridLoader(yaml.SafeLoader):
     """YAML 1.2 scalars (`2e-4` is a number, `no` a word), and no aliases, which can expand without bound."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -28,14 +30,14 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-_Loader.yaml_implicit_resolvers = {}
+GridLoader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"^(?:true|false)$", "tf"),
     ("int", r"^[-+]?[0-9][0-9_]*$", "-+0123456789"),
     ("float", r"^[-+]?(?:[0-9][0-9_]*\.?[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+)$", "-+.0123456789"),
     ("null", r"^(?:null|~|)$", ["n", "~", ""]),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+    GridLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
 
 
 @dataclass
@@ -109,7 +111,7 @@ def _read(path: Path, children: tuple[Path, ...]) -> Document:
         raise GridError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise GridError(f"{path} is not UTF-8 text") from None
-    loader = _Loader(text)
+    loader = GridLoader(text)
     loader.name = str(path)
     try:
         node = loader.get_single_node()
@@ -133,7 +135,7 @@ def _read(path: Path, children: tuple[Path, ...]) -> Document:
     return Document(merge(below.tree, document.tree), below.places | document.places)
 
 
-def _open(loader: _Loader, node: yaml.Node, path: KeyPath, document: Document, file: Path) -> Any:
+def _open(loader: GridLoader, node: yaml.Node, path: KeyPath, document: Document, file: Path) -> Any:
     """The value of a node, with places noted and, inside partial runs, dotted keys opened."""
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):

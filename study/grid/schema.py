@@ -123,7 +123,7 @@ class Optimisation(Declared):
     precision: Literal["fp32", "fp64", "bf16", "fp16"] = "fp32"
     compile: bool = False
     ema_decay: Annotated[Fraction | None, Field(description="weight average that is evaluated; none when null")] = None
-    checkpoint_every: Annotated[PositiveInt, NoEffect()] = 1000
+    checkpoint_every_s: Annotated[float, NoEffect(), Field(ge=0, description="0: at every row of the curve")] = 300.0
     log_every: Annotated[PositiveInt, NoEffect(), Field(description="steps between rows of the training curve")] = 10
 
     @model_validator(mode="after")
@@ -248,3 +248,11 @@ class Budget(Declared):
     models: dict[str, dict[str, Any]] = {}
     seeds: PositiveInt | list[NonNegativeInt] = 1
     analysis: dict[str, Any] = {}
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a grid file, for editors; dotted keys are allowed where they are read."""
+    schema = Grid.model_json_schema()
+    schema["properties"]["extends"] = {"type": "string", "description": "a grid file that this one is laid over"}
+    schema["$defs"]["Run"]["patternProperties"] = {r"\.": {}}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -15,10 +15,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from study import StudyError
 from study.records.schemas import TABLES
 
 
-class RecordError(Exception):
+class RecordError(StudyError):
     """A stored record is missing or not what it should be; the message names the file."""
 
 

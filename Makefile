@@ -1,0 +1,28 @@
+PYTHON ?= python3
+STUDY = .venv/bin/study
+
+.PHONY: demo test check schema clean
+
+demo: .venv/installed ## train the quickstart grid on this machine and write its report
+	$(STUDY) run ablations/quickstart.yaml
+	$(STUDY) report ablations/quickstart.yaml
+
+test: .venv/installed ## all tests that need no GPU
+	.venv/bin/python -m pytest
+
+check: .venv/installed ## style and types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright
+
+schema: .venv/installed ## regenerate the JSON Schema of grid files
+	.venv/bin/python scripts/write_schema.py
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --upgrade pip
+	.venv/bin/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+clean: ## remove what was built; results stay
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache

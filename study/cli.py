@@ -1,0 +1,286 @@
+"""The command `study`: verbs only. Each imports what it needs, so that judging works without torch."""
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from study import StudyError
+from study.grid.expand import Plan, load_plan, title
+
+app = typer.Typer(
+    help="Ablation studies of image super-resolution: declare a grid, run it, read the report.\n\n"
+    "A first look: study plan ablations/quickstart.yaml, then run, status and report on the same file.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+out = Console(soft_wrap=False)
+
+
+class Placed(StrEnum):
+    """How runs are laid on processes."""
+
+    alone = "run-per-process"
+    ddp = "ddp"
+
+
+GridFile = Annotated[Path, typer.Argument(metavar="GRID", help="a grid file, such as ablations/quickstart.yaml")]
+BudgetName = Annotated[
+    str | None, typer.Option("--budget", "-b", help="a file of budgets/ beside the grid: ci, laptop, single_gpu, paper")
+]
+ResultsFolder = Annotated[Path, typer.Option("--results", help="folder of runs/, reports/ and the image cache")]
+DataRoot = Annotated[
+    Path, typer.Option("--data-root", envvar="STUDY_DATA", help="folder that relative image paths start from")
+]
+CpuOnly = Annotated[bool, typer.Option("--cpu", help="keep off the GPU even where there is one")]
+
+
+@app.command()
+def plan(
+    grid: GridFile,
+    budget: BudgetName = None,
+    results: ResultsFolder = Path("results"),
+    data_root: DataRoot = Path("datasets"),
+    cpu: CpuOnly = False,
+    time: Annotated[bool, typer.Option(help="time a training step of every network, to estimate the whole")] = True,
+) -> None:
+    """Print every run of a grid, what it costs, and what was declared; train nothing."""
+    from study.data.images import DataError
+    from study.training.estimate import estimate
+    from study.training.execution import ImageSets
+
+    declared = load_plan(grid, budget)
+    images = ImageSets(data_root, results / "cache")
+    estimates = estimate(declared, cpu=cpu, timed=time)
+    view = Table(title=f"{declared.name}: {declared.grid.question}", title_justify="left")
+    for name, justify in (("cell", "left"), ("seed", "right"), ("run", "left"), ("parameters", "right")):
+        view.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
+    view.add_column("multiply-adds", justify="right")
+    view.add_column("time", justify="right")
+    missing: str | None = None
+    for cell, run in declared.runs():
+        try:
+            run_id = images.identify(run) if missing is None else "?"
+        except DataError as error:
+            missing, run_id = str(error), "?"
+        cost = estimates[cell.name]
+        seed = "" if "seed" in run.ineffective() else str(run.seed)
+        view.add_row(cell.name, seed, run_id, f"{cost.parameters:,}", f"{cost.multiply_adds / 1e9:.2f} G", cost.time())
+    out.print(view)
+    count = sum(len(cell.runs) for cell in declared.cells)
+    total = sum(estimates[cell.name].seconds or 0.0 for cell, _ in declared.runs())
+    out.print(
+        f"{count} runs"
+        + (f", about {_duration(total)} of training one after the other on this machine" if time else "")
+    )
+    out.print("multiply-adds: convolutions and linear layers for a 1280 x 720 output, attention products left out")
+    _print_analysis(declared)
+    if missing:
+        out.print(f"ids are not known yet: {missing}", style="yellow", highlight=False)
+
+
+def _print_analysis(declared: Plan) -> None:
+    analysis = declared.grid.analysis
+    claims = {
+        "same_images": "retraining, on these images",
+        "new_images": "retraining, and new images",
+        "these_weights": "these trained weights, on new images",
+    }
+    out.print(
+        f"declared: {analysis.metric} ({analysis.protocol}) against {analysis.baseline!r}; claim: "
+        f"{claims[analysis.claim]}; alpha {analysis.alpha}, {analysis.correction}, margin {analysis.margin_db} dB",
+        highlight=False,
+    )
+
+
+@app.command()
+def run(
+    grid: GridFile,
+    budget: BudgetName = None,
+    results: ResultsFolder = Path("results"),
+    data_root: DataRoot = Path("datasets"),
+    placement: Annotated[
+        Placed, typer.Option(help="each process takes whole runs, or all share every run")
+    ] = Placed.alone,
+    cpu: CpuOnly = False,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="processes per run that prepare samples [default: 0 on a CPU, 4 on a GPU]")
+    ] = None,
+) -> None:
+    """Train and evaluate what is left of a grid. The same command resumes, on one process or many.
+
+    On several GPUs: [bold]accelerate launch -m study run GRID[/bold] or
+    [bold]torchrun --nproc-per-node 8 -m study run GRID[/bold].
+    Exit code: 0 all done, 1 something failed, 130 interrupted.
+    """
+    from study.training.runner import Options, run_grid
+
+    declared = load_plan(grid, budget)
+    first = int(os.environ.get("RANK", "0")) == 0
+    ended = run_grid(declared, Options(results, data_root, placement.value, cpu, workers))
+    if first:
+        _print_end(ended, results, grid, budget)
+    states = set(ended.values())
+    raise typer.Exit(130 if "interrupted" in states else 1 if "failed" in states else 0)
+
+
+def _print_end(ended: dict[str, str], results: Path, grid: Path, budget: str | None) -> None:
+    from study.records.index import status
+
+    for run_id, state in ended.items():
+        if state == "failed":
+            reason = status(results / "runs", run_id).get("reason", "")
+            out.print(f"failed: {run_id}: {reason}", style="red", highlight=False, soft_wrap=True)
+    counts = ", ".join(f"{list(ended.values()).count(state)} {state}" for state in sorted(set(ended.values())))
+    again = "" if budget is None else f" --budget {budget}"
+    out.print(f"{counts}; runs lie in {results / 'runs'}", highlight=False)
+    out.print(f"next: study report {grid}{again}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def status(grid: GridFile, budget: BudgetName = None, results: ResultsFolder = Path("results")) -> None:
+    """Show the state of every run of a grid, from the results folder alone."""
+    from study.records.index import locate
+    from study.training.display import table
+
+    declared = load_plan(grid, budget)
+    ids = locate(results / "runs", declared)
+    names = {ids.get((cell.name, run.seed), title(cell, run)): title(cell, run) for cell, run in declared.runs()}
+    out.print(table(declared.name, names, results / "runs"))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Option(help="a kind (bicubic, imdn, cfsr, catanet), or a mapping '{kind: catanet, …}'")
+    ],
+    data: Annotated[
+        list[str], typer.Option(help="bundled, a folder of HR images, or a mapping '{kind: pairs, hr: …, lr: …}'")
+    ],
+    scale: Annotated[int, typer.Option(help="upscaling factor")] = 4,
+    weights: Annotated[
+        Path | None, typer.Option(help="a .pth or .safetensors file; published layouts are known")
+    ] = None,
+    protocol: Annotated[list[str] | None, typer.Option(help="repeatable [default: all]")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="repeatable [default: psnr, ssim]")] = None,
+    self_ensemble: Annotated[bool, typer.Option("--self-ensemble", help="average the eight flips and turns")] = False,
+    data_root: DataRoot = Path(),
+    results: ResultsFolder = Path("results"),
+    cpu: CpuOnly = False,
+    as_json: Annotated[bool, typer.Option("--json", help="a list of {dataset, protocol, metric, mean, n}")] = False,
+) -> None:
+    """Measure a checkpoint, or bicubic enlargement, under the protocols the papers used."""
+    from study.training.checkpoint_evaluation import evaluate_checkpoint
+
+    settings: dict[str, Any] = {"self_ensemble": self_ensemble}
+    settings |= {"protocols": protocol} if protocol else {}
+    settings |= {"metrics": metric} if metric else {}
+    means = evaluate_checkpoint(
+        _mapping(model), scale, weights, [_mapping(item) for item in data], settings, data_root, results / "cache", cpu
+    )
+    if as_json:
+        typer.echo(json.dumps(means, indent=1))
+        return
+    view = Table()
+    for name in ("dataset", "protocol", "metric", "mean", "n"):
+        view.add_column(name, justify="right" if name in ("mean", "n") else "left")
+    for row in means:
+        digits = 4 if row["metric"] != "psnr" else 2
+        view.add_row(row["dataset"], row["protocol"], row["metric"], f"{row['mean']:.{digits}f}", str(row["n"]))
+    out.print(view)
+
+
+def _mapping(text: str) -> str | dict[str, Any]:
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise StudyError(f"{text!r} is not a YAML mapping: {error}") from None
+    return value
+
+
+@app.command()
+def report(
+    grid: GridFile,
+    budget: BudgetName = None,
+    results: ResultsFolder = Path("results"),
+    to: Annotated[Path | None, typer.Option("--to", help="folder to write [default: RESULTS/reports/GRID]")] = None,
+) -> None:
+    """Write a grid's report as HTML, Markdown and LaTeX, from parquet alone; torch is not needed."""
+    from study.analysis.report import build_report
+    from study.records.index import locate, status
+    from study.records.store import read
+
+    declared = load_plan(grid, budget)
+    runs = results / "runs"
+    ids = locate(runs, declared)
+    if not ids:
+        raise StudyError(f"{runs} holds no run of {grid}; `study run {grid}` makes them")
+    statuses = {run_id: status(runs, run_id) for run_id in ids.values()}
+    done = [run_id for run_id in ids.values() if statuses[run_id]["state"] == "done"]
+    command = f"study report {grid}" + (f" --budget {budget}" if budget else "")
+    written = build_report(
+        declared, ids, read(runs, done), statuses, runs, to or results / "reports" / declared.name, command
+    )
+    for name in ("report.html", "report.md", "report.tex"):
+        out.print(str(written[name]), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def bench(
+    cpu: CpuOnly = False,
+    repeats: Annotated[int, typer.Option(min=1, help="interleaved measurements of each figure")] = 5,
+) -> None:
+    """Time CATANet's training step and inference against the floor: the operations over this machine's matrix rate."""
+    from study.training.bench import measure
+
+    out.print(measure(cpu=cpu, repeats=repeats))
+
+
+@app.command()
+def data(
+    grid: GridFile,
+    budget: BudgetName = None,
+    results: ResultsFolder = Path("results"),
+    data_root: DataRoot = Path("datasets"),
+) -> None:
+    """Open every image set of a grid, fill the cache, and print what is in it."""
+    from study.grid.identity import sources
+    from study.training.execution import ImageSets
+
+    declared = load_plan(grid, budget)
+    images = ImageSets(data_root, results / "cache")
+    view = Table(title=f"{declared.name}: image sets", title_justify="left")
+    for name in ("set", "images", "content"):
+        view.add_column(name, justify="right" if name == "images" else "left")
+    for source in dict.fromkeys(source for _, one in declared.runs() for source in sources(one)):
+        opened = images[source]
+        view.add_row(opened.name, str(len(opened)), opened.fingerprint[:16])
+    out.print(view)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    days, hours = divmod(minutes // 60, 24)
+    return (f"{days} d " if days else "") + f"{hours}:{minutes % 60:02} h"
+
+
+def main() -> None:
+    """Runs the command; what its user can put right is one message on standard error and exit code 2."""
+    try:
+        app()
+    except StudyError as error:
+        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)

@@ -1,0 +1,80 @@
+"""What a plan will cost before anything is trained: sizes from the meta device, time from a step of each network."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from study.evaluation.complexity import multiply_adds, parameters
+from study.grid.expand import Plan
+from study.grid.identity import specification
+from study.grid.schema import Run
+from study.models import build
+from study.objectives import OBJECTIVES
+
+CPU_BATCH = 2  # on a CPU time grows in proportion to the batch, so a small one tells as much
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cost of one run.
+
+    Attributes:
+        parameters: trainable values.
+        multiply_adds: see `complexity.multiply_adds`.
+        seconds: training time on this machine; None where it was not asked for.
+    """
+
+    parameters: int
+    multiply_adds: int
+    seconds: float | None
+
+    def time(self) -> str:
+        """`1:05 h`, `40 s`, or nothing."""
+        if self.seconds is None:
+            return ""
+        minutes = round(self.seconds / 60)
+        return f"{self.seconds:.0f} s" if self.seconds < 90 else f"{minutes // 60}:{minutes % 60:02} h"
+
+
+def estimate(plan: Plan, *, cpu: bool, timed: bool) -> dict[str, Estimate]:
+    """Estimates for every cell of a plan, by name; equal networks are measured once."""
+    known: dict[str, tuple[int, int, float | None]] = {}
+    estimates = {}
+    for cell in plan.cells:
+        run = cell.runs[0]
+        alike = run.model_copy(update={"evaluation": type(run.evaluation)(), "seed": 0})
+        key = specification(alike)
+        if key not in known:
+            with torch.device("meta"):
+                size = parameters(build(run))
+            known[key] = (size, multiply_adds(run), _step_seconds(run, cpu) if timed else None)
+        size, products, seconds = known[key]
+        estimates[cell.name] = Estimate(size, products, None if seconds is None else seconds * run.optimisation.steps)
+    return estimates
+
+
+def _step_seconds(run: Run, cpu: bool) -> float:
+    """Seconds of one optimiser step at the declared batch; the second of two, scaled up from a small batch on a CPU."""
+    if not run.model.trained:
+        return 0.0
+    device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
+    micro = run.optimisation.batch // run.optimisation.accumulate
+    batch = micro if device.type == "cuda" else min(micro, CPU_BATCH)
+    network = build(run).to(device).train()
+    objective = OBJECTIVES[run.objective.kind](run.objective)
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-6, fused=True)
+    side = run.data.lr_patch_px
+    generator = torch.Generator().manual_seed(0)
+    lr = torch.rand(batch, 3, side, side, generator=generator).to(device)
+    hr = torch.rand(batch, 3, side * run.scale, side * run.scale, generator=generator).to(device)
+    keys = torch.arange(batch, device=device)
+    begun = 0.0
+    for _ in range(2):
+        begun = time.perf_counter()
+        objective(network(lr, keys), hr).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    return (time.perf_counter() - begun) * run.optimisation.batch / batch

@@ -1,0 +1,210 @@
+"""One run from its declaration to its finished folder: train, evaluate, record."""
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from study.data.images import ImageSet, open_images
+from study.evaluation.complexity import multiply_adds, parameters
+from study.evaluation.metrics import require
+from study.evaluation.rows import evaluate
+from study.evaluation.samples import save_crops
+from study.grid.identity import run_id, sources, specification
+from study.grid.schema import SCHEMA_VERSION, Run, Source
+from study.models import build
+from study.models.weights import load_weights
+from study.records.provenance import describe
+from study.records.store import RecordError, read_json, replace, write_json, write_table
+from study.training.checkpoints import STATE, WEIGHTS
+from study.training.trainer import Trainer
+
+MIXED = {"fp32": "no", "fp64": "no", "bf16": "bf16", "fp16": "fp16"}
+WRITE_STATUS_EVERY_S = 0.5
+
+
+class ImageSets:
+    """The image sets of a launch, each opened once.
+
+    Args:
+        root: folder that relative paths start from.
+        cache: folder for decoded images.
+    """
+
+    def __init__(self, root: Path, cache: Path) -> None:
+        self.root, self.cache = root, cache
+        self._open: dict[Source, ImageSet] = {}
+
+    def __getitem__(self, source: Source) -> ImageSet:
+        if source not in self._open:
+            self._open[source] = open_images(source, root=self.root, cache=self.cache)
+        return self._open[source]
+
+    def identify(self, run: Run) -> str:
+        """The run's id; raises `DataError` where an image set cannot be read."""
+        return run_id(run, {source: self[source].fingerprint for source in sources(run)})
+
+    def fingerprints(self, run: Run) -> dict[str, str]:
+        """Name of each image set of the run -> hash of its content."""
+        named = {f"evaluation.{name}": source for name, source in run.evaluation.datasets.items()}
+        if "data" not in run.ineffective():
+            named["data.train"] = run.data.train
+        return {name: self[source].fingerprint for name, source in named.items()}
+
+
+class Status:
+    """A run's `status.json`, written at most twice a second while it runs."""
+
+    def __init__(self, folder: Path, run: Run) -> None:
+        self.path = folder / "status.json"
+        self.body: dict[str, Any] = read_json(self.path) if self.path.exists() else {"attempt": 0}
+        steps = run.optimisation.steps if run.model.trained else 0
+        self.body |= {"steps": steps, "attempt": self.body.get("attempt", 0) + 1}
+        self.body |= {"host": platform.node(), "process": os.getpid()}
+        for stale in ("reason", "traceback"):
+            self.body.pop(stale, None)
+        self._written = 0.0
+
+    def update(self, **values: Any) -> None:
+        """Notes progress; writes it when the last writing is some time ago."""
+        self.body |= values
+        if time.monotonic() - self._written >= WRITE_STATUS_EVERY_S:
+            self.write()
+
+    def write(self, **values: Any) -> None:
+        """Notes a change of state and writes it at once."""
+        self.body |= values
+        write_json(self.path, self.body)
+        self._written = time.monotonic()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a launch gives each run.
+
+    Attributes:
+        images: the image sets.
+        cpu: keep off the accelerator even where there is one.
+        workers: processes that prepare samples.
+        stop: asked whether to save and stop.
+    """
+
+    images: ImageSets
+    cpu: bool
+    workers: int
+    stop: Callable[[], bool]
+
+    def accelerate(self, run: Run) -> Accelerator:
+        """A fresh accelerator at the run's precision; the process group, where there is one, stays."""
+        AcceleratorState._reset_state()
+        return Accelerator(mixed_precision=MIXED[run.optimisation.precision], cpu=self.cpu)
+
+
+def execute(run: Run, folder: Path, machine: Machine, status: Status) -> None:
+    """Trains, evaluates and records one run in its folder; `DONE` is written last.
+
+    Raises:
+        Diverged, Interrupted: see `Trainer.fit`.
+        RecordError: the folder holds another run.
+    """
+    accelerator = machine.accelerate(run)
+    first = accelerator.is_main_process
+    require(run.evaluation.metrics, accelerator.device)
+    fingerprints = machine.images.fingerprints(run)
+    if first:
+        _declare(run, folder, fingerprints, accelerator)
+    costs: list[tuple[str, float, str]] = []
+    if run.model.trained:
+        costs += _train(run, folder, machine, accelerator, status if first else None)
+    accelerator.wait_for_everyone()
+    if first:
+        status.write(state="running", phase="evaluating")
+        network = _finished_network(run, folder, accelerator)
+        costs += _evaluate(run, network, folder, machine.images, accelerator, status)
+        costs += [("parameters", parameters(network), "1"), ("multiply_adds_720p", multiply_adds(run), "1")]
+        write_table(folder, "costs", [dict(zip(("name", "value", "unit"), cost, strict=True)) for cost in costs])
+        replace(folder / "DONE", b"")
+        status.write(state="done", phase="done")
+        shutil.rmtree(folder / STATE.parent, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def _declare(run: Run, folder: Path, fingerprints: Mapping[str, str], accelerator: Accelerator) -> None:
+    """Writes what is about to run, or checks that the folder already says the same."""
+    path = folder / "run.json"
+    if path.exists():
+        stored = Run.model_validate(read_json(path)["run"])
+        if specification(stored) != specification(run):
+            raise RecordError(f"{path} describes another run than {folder.name}; move the folder away")
+    else:
+        body = {"schema_version": SCHEMA_VERSION, "run": run.model_dump(mode="json"), "data": dict(fingerprints)}
+        write_json(path, body)
+    device = accelerator.device
+    words = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    record = describe(f"{words}; {accelerator.num_processes} processes", dict(fingerprints))
+    write_json(folder / "provenance.json", record)
+
+
+def _train(
+    run: Run, folder: Path, machine: Machine, accelerator: Accelerator, status: Status | None
+) -> list[tuple[str, float, str]]:
+    trainer = Trainer(
+        run,
+        machine.images[run.data.train],
+        machine.images[next(iter(run.evaluation.datasets.values()))],
+        folder,
+        accelerator,
+        workers=machine.workers,
+        on_progress=status.update if status else lambda **_: None,
+        stop=machine.stop,
+    )
+    if status:
+        status.write(state="running", phase="training", step=trainer.step)
+    seconds = trainer.fit()
+    overhead = 100 * (1 - seconds["core"] / max(seconds["training"] - seconds["validation"], 1e-9))
+    costs = [
+        ("training", seconds["training"], "s"),
+        ("training_validation", seconds["validation"], "s"),
+        ("training_overhead", overhead if accelerator.device.type == "cpu" else float("nan"), "%"),
+    ]
+    if accelerator.device.type == "cuda":
+        costs.append(("peak_memory", float(torch.cuda.max_memory_allocated(accelerator.device)), "B"))
+    return costs
+
+
+def _finished_network(run: Run, folder: Path, accelerator: Accelerator) -> nn.Module:
+    """The network that is evaluated: built anew and loaded from the file that stays, without wrappers or autocast."""
+    network = build(run)
+    if run.model.trained:
+        load_weights(network, folder / WEIGHTS)
+    return network.to(accelerator.device).eval()
+
+
+def _evaluate(
+    run: Run, network: nn.Module, folder: Path, images: ImageSets, accelerator: Accelerator, status: Status
+) -> list[tuple[str, float, str]]:
+    begun = time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    for name, source in run.evaluation.datasets.items():
+        done = 0
+
+        def on_image(_: str, name: str = name, total: int = len(images[source])) -> None:
+            nonlocal done
+            done += 1
+            status.update(evaluating=f"{name} {done}/{total}")
+
+        rows += evaluate(
+            network, images[source], name, run.scale, run.evaluation, accelerator.device, on_image=on_image
+        )
+        save_crops(network, images[source], name, run.scale, run.evaluation, accelerator.device, folder / "samples")
+    write_table(folder, "images", rows)
+    return [("evaluation", time.perf_counter() - begun, "s")]

@@ -1,0 +1,62 @@
+from typing import Annotated
+
+import pytest
+from pydantic import ValidationError
+
+from study.grid.fields import Declared, Neutral, NoEffect
+from study.grid.identity import _canonical, run_id, sources, specification
+from study.grid.models import Bicubic, CATANet, NoAssignment, Prototypes, Soft
+from study.grid.schema import Data, Folder, Optimisation, Run
+
+PRINTS = {source: f"{index:x}" for index, source in enumerate(sources(Run()))}
+
+
+def test_id_is_a_slug_and_ten_digits_and_stays_what_it_was() -> None:
+    # A change here means that every stored run of every user loses its identity: declare a Neutral value instead.
+    assert run_id(Run(), PRINTS) == "catanet-hard-x4-s0-" + run_id(Run(), PRINTS)[-10:]
+    assert run_id(Run(model=CATANet(assignment=Soft()), scale=2, seed=3), PRINTS).startswith("catanet-soft-x2-s3-")
+    assert run_id(Run(model=Bicubic()), PRINTS).startswith("bicubic-x4-")
+
+
+def test_what_cannot_change_a_result_is_left_out() -> None:
+    quiet = Run(optimisation=Optimisation(checkpoint_every_s=1.0, log_every=3))
+    assert specification(quiet) == specification(Run())
+    folder = Folder(path="elsewhere")
+    moved = Run(data=Data(train=folder))
+    assert run_id(moved, {**PRINTS, folder: PRINTS[Folder(path="DIV2K/DIV2K_train_HR")]}) == run_id(Run(), PRINTS)
+
+
+def test_what_can_change_a_result_counts() -> None:
+    one = run_id(Run(), PRINTS)
+    assert run_id(Run(seed=1), PRINTS) != one
+    assert run_id(Run(optimisation=Optimisation(steps=7)), PRINTS) != one
+    assert run_id(Run(), {**PRINTS, Folder(path="DIV2K/DIV2K_train_HR"): "other content"}) != one
+
+
+def test_settings_without_effect_in_a_combination_do_not_count() -> None:
+    count = Prototypes(count=(3,))
+    none = NoAssignment()
+    assert specification(Run(model=CATANet(assignment=none, prototypes=count))) == specification(
+        Run(model=CATANet(assignment=none))
+    )
+    assert specification(Run(model=CATANet(prototypes=count))) != specification(Run())
+    learned = [Prototypes(update="learned", iterations=n) for n in (1, 2)]
+    assert len({specification(Run(model=CATANet(prototypes=p))) for p in learned}) == 1
+    assert specification(Run(model=Bicubic(), seed=4)) == specification(Run(model=Bicubic(), seed=5))
+
+
+def test_a_new_field_at_its_neutral_value_keeps_old_ids() -> None:
+    class Before(Declared):
+        width: int = 3
+
+    class After(Before):
+        depth: Annotated[int, Neutral(1)] = 1
+        path: Annotated[str, NoEffect()] = "x"
+
+    assert _canonical(After(), str) == _canonical(Before(), str)
+    assert _canonical(After(depth=2), str) == {"width": 3, "depth": 2}
+
+
+def test_runs_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        Run().seed = 3  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from study.records.schemas import TABLES
+from study.records.store import RecordError, read, read_json, read_table, replace, write_json, write_table
+
+ROWS = [{"dataset": "Set5", "image": "baby", "protocol": "uint8_y", "metric": "psnr", "value": 31.25}]
+
+
+def test_a_table_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    write_table(tmp_path, "images", ROWS)
+    assert read_table(tmp_path, "images").to_dict("records") == ROWS
+
+
+def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_table(tmp_path / name, "images", ROWS)
+    assert (tmp_path / "a" / "images.parquet").read_bytes() == (tmp_path / "b" / "images.parquet").read_bytes()
+
+
+def test_every_field_says_what_it_means_and_in_which_unit() -> None:
+    for schema in TABLES.values():
+        for field in schema:
+            assert set(field.metadata) == {b"meaning", b"unit"}
+            assert field.metadata[b"meaning"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    replace(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        replace(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_one_reader_over_many_runs(tmp_path: Path) -> None:
+    for run in ("one", "two"):
+        write_table(tmp_path / run, "images", ROWS)
+    write_table(tmp_path / "two", "costs", [{"name": "parameters", "value": 3.0, "unit": "1"}])
+    records = read(tmp_path, ["one", "two", "unstarted"])
+    assert records.images.run.tolist() == ["one", "two"]
+    assert list(records.images.columns) == ["run", *TABLES["images"].names]
+    assert records.costs.run.tolist() == ["two"]
+    assert records.scalars.empty
+
+
+def test_what_is_broken_or_absent_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"images\.parquet is missing"):
+        read_table(tmp_path, "images")
+    (tmp_path / "images.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(RecordError, match=r"images\.parquet is not a readable parquet file"):
+        read_table(tmp_path, "images")
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "images.parquet")
+    with pytest.raises(RecordError, match=r"images\.parquet has columns \['a'\]"):
+        read_table(tmp_path, "images")
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(RecordError, match=r"run\.json is not valid JSON"):
+        read_json(tmp_path / "run.json")
+    with pytest.raises(RecordError, match=r"status\.json is missing"):
+        read_json(tmp_path / "status.json")
+    write_json(tmp_path / "run.json", {"ü": 1})
+    assert read_json(tmp_path / "run.json") == {"ü": 1}
