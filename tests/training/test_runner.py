@@ -85,6 +85,7 @@ def test_two_processes_share_the_runs_and_give_the_same_results(finished: tuple[
     process = run(grid, "both", launcher=("-m", "torch.distributed.run", "--nproc-per-node", "2"))
     assert process.returncode == 0, output(process)
     for key, folder in folders(grid, "both").items():
+        assert folder.name == alone[key].name
         names = DONE_FILES if key[0] != "bicubic" else ("images.parquet",)
         for name in names:
             assert (folder / name).read_bytes() == (alone[key] / name).read_bytes(), (key, name)

@@ -1,0 +1,123 @@
+"""Training samples: crops, flips and turns as a function of (seed, sample number) alone."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from study.data.decoding import DataError
+from study.data.images import ImageSet
+
+# The two kinds of draws count in different halves of Philox's counter, so they never meet. Raw words are used, not
+# numpy's Generator: only the bit generators are promised to stay the same from version to version.
+_SAMPLE, _ORDER = 0, 1
+
+
+class Crop(NamedTuple):
+    """Where a sample comes from.
+
+    Attributes:
+        image: index of the image.
+        top: first row, in LR pixels.
+        left: first column, in LR pixels.
+        symmetry: 0 to 7; bit 0 flips rows, bit 1 columns, then bit 2 transposes: all flips and quarter turns.
+        key: 63-bit seed of whatever else is drawn for this sample.
+    """
+
+    image: int
+    top: int
+    left: int
+    symmetry: int
+    key: int
+
+
+def draw(seed: int, n: int, lr_sizes: Sequence[tuple[int, int]], lr_patch_px: int, augment: bool) -> Crop:
+    """Draws sample `n` of run seed `seed`: images in an order permuted anew every epoch, all else uniform.
+
+    Args:
+        seed: of the run, 0 <= seed < 2^64.
+        n: number of the sample, 0 <= n < 2^64; an epoch is `len(lr_sizes)` samples.
+        lr_sizes: (height, width) of every LR image, no side under `lr_patch_px`.
+        lr_patch_px: side of the LR crop.
+        augment: whether the symmetry is drawn; otherwise it is 0, and all else is the same.
+    """
+    epoch, place = divmod(n, len(lr_sizes))
+    image = int(_order(seed, epoch, len(lr_sizes))[place])
+    height, width = lr_sizes[image]
+    # A remainder of 64 bits is uniform to within 2^-48 for any image.
+    key, top, left, symmetry = _words(seed, n, _SAMPLE, 4).tolist()
+    return Crop(
+        image=image,
+        top=top % (height - lr_patch_px + 1),
+        left=left % (width - lr_patch_px + 1),
+        symmetry=symmetry % 8 if augment else 0,
+        key=key >> 1,
+    )
+
+
+class Patches(Dataset[dict[str, Tensor]]):
+    """Endless map-style dataset of aligned LR and HR crops; any n >= 0 is a sample, so it has no length."""
+
+    def __init__(self, images: ImageSet, scale: int, lr_patch_px: int, augment: bool, seed: int) -> None:
+        """Checks that every image holds a crop.
+
+        Args:
+            images: the training images.
+            scale: HR pixels per LR pixel, along each axis.
+            lr_patch_px: side of the LR crop.
+            augment: random flips and quarter turns.
+            seed: of the run.
+
+        Raises:
+            DataError: an image is smaller than the crop.
+        """
+        self.images = images
+        self.scale = scale
+        self.lr_patch_px = lr_patch_px
+        self.augment = augment
+        self.seed = seed
+        self.lr_sizes = [images.pair(index, scale)[0].shape[:2] for index in range(len(images))]
+        for name, (height, width) in zip(images.names, self.lr_sizes, strict=True):
+            if min(height, width) < lr_patch_px:
+                raise DataError(
+                    f"image '{name}' of {images.name} has {height} × {width} LR px at x{scale}, "
+                    f"less than the crop's lr_patch_px {lr_patch_px}"
+                )
+
+    def __getitem__(self, n: int) -> dict[str, Tensor]:
+        """Sample n: `lr` (3, p, p) and `hr` (3, s p, s p) float32 in [0, 1], `key` int64 scalar."""
+        if n < 0:
+            raise IndexError(f"samples are numbered from 0, not {n}")
+        crop = draw(self.seed, n, self.lr_sizes, self.lr_patch_px, self.augment)
+        lr, hr = self.images.pair(crop.image, self.scale)
+        return {
+            "lr": _cut(lr, crop, self.lr_patch_px, 1),
+            "hr": _cut(hr, crop, self.lr_patch_px, self.scale),
+            "key": torch.tensor(crop.key, dtype=torch.int64),
+        }
+
+
+def _cut(image: np.ndarray, crop: Crop, lr_patch_px: int, scale: int) -> Tensor:
+    """The crop's part of an LR (scale 1) or HR image, as (3, side, side) in [0, 1]."""
+    top, left, side = crop.top * scale, crop.left * scale, lr_patch_px * scale
+    patch = image[top : top + side, left : left + side]
+    rows = -1 if crop.symmetry & 1 else 1
+    columns = -1 if crop.symmetry & 2 else 1
+    patch = patch[::rows, ::columns].transpose((2, 1, 0) if crop.symmetry & 4 else (2, 0, 1))
+    return torch.from_numpy(np.divide(patch, np.float32(255), dtype=np.float32, order="C"))
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The images of one epoch, permuted."""
+    return np.argsort(_words(seed, epoch, _ORDER, count), kind="stable")
+
+
+def _words(seed: int, n: int, kind: int, count: int) -> np.ndarray:
+    """`count` random 64-bit words that depend on nothing but the arguments (Philox 4x64; Salmon et al. 2011)."""
+    key = np.array([seed, n], dtype=np.uint64)
+    return np.random.Philox(key=key, counter=[0, 0, 0, kind]).random_raw(count)

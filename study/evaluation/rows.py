@@ -1,0 +1,113 @@
+"""A network's rows of the images table: one per image, protocol and metric."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from study.data.images import ImageSet
+from study.evaluation.inference import super_resolve
+from study.evaluation.metrics import PER_PROTOCOL, require, score
+from study.evaluation.protocols import prepare
+from study.grid.schema import Evaluation
+
+
+def evaluate(
+    model: nn.Module,
+    images: ImageSet,
+    dataset: str,
+    scale: int,
+    settings: Evaluation,
+    device: torch.device,
+    *,
+    on_image: Callable[[str], None] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yields the rows of `records.schemas.IMAGES` of one network on one image set.
+
+    `psnr`, `ssim` and `ssim_pyiqa` have a row under every protocol of `settings`; the other metrics take RGB images
+    and have one, under `rgb`. Grey images are three equal channels, scored as RGB.
+
+    Args:
+        model: the network on `device`, put in eval mode; it runs in its own floating-point type.
+        images: the set, LR and HR.
+        dataset: the set's name under `evaluation.datasets`.
+        scale: the network's factor, and the border that is left out of the score, px.
+        settings: protocols, metrics, tiling and self-ensemble.
+        device: where the network is.
+        on_image: called with the name of each image that has been scored, before its rows are yielded.
+
+    Raises:
+        MetricUnavailable: before anything runs.
+        ValueError: an image is too small, or the network's output is not finite; names the image.
+    """
+    require(settings.metrics, _scoring(device))
+    model.eval()
+    for index, name in enumerate(images.names):
+        lr, hr = images.pair(index, scale)
+        try:
+            sr = enlarge(model, lr, settings, device, index)
+            rows = list(_scores(sr, hr, scale, settings))
+        except ValueError as error:
+            raise ValueError(f"{dataset}, image {name}: {error}") from error
+        if on_image is not None:
+            on_image(name)
+        for protocol, metric, value in rows:
+            yield {"dataset": dataset, "image": name, "protocol": protocol, "metric": metric, "value": value}
+
+
+@torch.inference_mode()
+def enlarge(model: nn.Module, lr: np.ndarray, settings: Evaluation, device: torch.device, index: int) -> Tensor:
+    """The network's output (1, 3, sh, sw) for image `index`, `lr` (h, w, 3) uint8; neither clamped nor rounded.
+
+    Raises:
+        ValueError: the image is too small, or the output is not finite.
+    """
+    sr = super_resolve(
+        model,
+        image_tensor(lr, device, _dtype(model)),
+        tile_lr_px=settings.tile_lr_px,
+        overlap_lr_px=settings.overlap_lr_px,
+        self_ensemble=settings.self_ensemble,
+        key=image_key(index),
+    )
+    if not torch.isfinite(sr).all():
+        raise ValueError("the network's output is not finite")
+    return sr
+
+
+def image_tensor(image: np.ndarray, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`image` (h, w, 3) uint8 as (1, 3, h, w) in [0, 1]."""
+    return torch.tensor(image, device=device).permute(2, 0, 1)[None].to(dtype) / 255
+
+
+def image_key(index: int) -> int:
+    """The seed of a test image for priors that draw: 63 bits of the SHA-256 of 'evaluation:<index>'."""
+    return int.from_bytes(hashlib.sha256(f"evaluation:{index}".encode()).digest()[:8], "big") >> 1
+
+
+def _scores(sr: Tensor, hr: np.ndarray, scale: int, settings: Evaluation) -> Iterator[tuple[str, str, float]]:
+    device = _scoring(sr.device)
+    target = image_tensor(hr, device, torch.float64)
+    sr = sr.to(device)
+    for protocol in settings.protocols:
+        pair = prepare(sr, target, protocol, scale)
+        for metric in settings.metrics:
+            if metric in PER_PROTOCOL:
+                yield protocol, metric, score(metric, *pair)
+    others = [metric for metric in settings.metrics if metric not in PER_PROTOCOL]
+    if others:
+        pair = prepare(sr, target, "rgb", scale)
+        for metric in others:
+            yield "rgb", metric, score(metric, *pair)
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    parameter = next(model.parameters(), None)
+    return torch.float32 if parameter is None else parameter.dtype
+
+
+def _scoring(device: torch.device) -> torch.device:
+    return torch.device("cpu") if device.type == "mps" else device  # Apple's GPUs have no float64
