@@ -1,0 +1,121 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from study.cli import app, main
+from tests.shared import shared
+
+GRID = """\
+question: q
+base: {scale: 2, data: {train: {kind: bundled, split: train}}, evaluation.datasets: {b: {kind: bundled, split: test}}}
+variants: {hard: {}, soft: {model.assignment: {kind: soft}}}
+references: {bicubic: {model: {kind: bicubic}}}
+seeds: 2
+analysis: {baseline: hard}
+"""
+
+
+def invoke(*words: str) -> tuple[int, str]:
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, words)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.output
+
+
+def test_every_verb_explains_itself() -> None:
+    code, page = invoke("--help")
+    assert code == 0
+    for verb in ("plan", "run", "status", "evaluate", "report", "bench", "data"):
+        assert verb in page
+        assert len(invoke(verb, "--help")[1]) > 200
+
+
+def test_plan_prints_runs_ids_sizes_and_what_was_declared(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    code, page = invoke("plan", str(tmp_path / "grid.yaml"), "--results", str(tmp_path / "results"), "--no-time")
+    assert code == 0
+    assert page.count("catanet-hard-x2-s") == 2
+    assert "477,435" in page
+    assert "bicubic-x2-" in page
+    assert "5 runs" in page
+    assert "against 'hard'; claim: retraining, on these images" in page
+
+
+def test_plan_without_the_images_says_why_ids_are_unknown(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text("question: q\nvariants: {hard: {}}\nanalysis: {baseline: hard}\n")
+    words = ("--results", str(tmp_path / "results"), "--data-root", str(tmp_path / "nowhere"), "--no-time")
+    code, page = invoke("plan", str(tmp_path / "grid.yaml"), *words)
+    assert code == 0
+    assert "535,195" in page
+    assert "ids are not known yet" in page
+    assert "STUDY_DATA" in page
+
+
+def test_data_lists_each_image_set_once(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    code, page = invoke("data", str(tmp_path / "grid.yaml"), "--results", str(tmp_path / "results"))
+    assert code == 0
+    assert page.count("bundled/") == 2
+
+
+def test_status_before_anything_ran(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    code, page = invoke("status", str(tmp_path / "grid.yaml"), "--results", str(tmp_path / "results"))
+    assert code == 0
+    assert "5 pending" in page
+
+
+def test_an_error_is_one_message_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID.replace("seeds", "sedes"))
+    monkeypatch.setattr("sys.argv", ["study", "plan", str(tmp_path / "grid.yaml")])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert "sedes: unknown key; did you mean 'seeds'?" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model", "imdm", "--data", "bundled"), "did you mean 'imdn'?"),
+        (("--model", "{kind: imdn, wdth: 3}", "--data", "bundled"), "did you mean 'width'?"),
+        (("--model", "imdn", "--data", "bundled"), "--weights: imdn is a trained network"),
+        (("--model", "imdn", "--data", "bundled", "--weights", "nowhere.pth"), "nowhere.pth"),
+        (("--model", "bicubic", "--data", "nowhere"), "nowhere"),
+        (("--model", "bicubic", "--data", "bundled", "--protocol", "uint8"), "uint8_y"),
+        (("--model", "bicubic", "--data", "bundled", "--scale", "7"), "must be 1, 2, 3 or 4"),
+    ],
+)
+def test_evaluate_refuses_wrong_words_by_name(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["study", "evaluate", *words, "--results", str(tmp_path)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_evaluate_prints_means_as_json(tmp_path: Path) -> None:
+    weights, images = shared("weights/IMDN_x4.pth"), shared("data/Set5/HR")
+    words = ("--protocol", "uint8_y", "--metric", "psnr", "--json", "--cpu", "--results", str(tmp_path))
+    code, page = invoke("evaluate", "--model", "imdn", "--weights", str(weights), "--data", str(images), *words)
+    assert code == 0
+    (row,) = json.loads(page)
+    assert row["mean"] == pytest.approx(32.2096, abs=1e-4)  # published: 32.21
+    assert {key: row[key] for key in ("dataset", "protocol", "metric", "n")} == {
+        "dataset": "Set5",
+        "protocol": "uint8_y",
+        "metric": "psnr",
+        "n": 5,
+    }
