@@ -1,0 +1,314 @@
+"""Figures from numbers: pure functions, frame in and matplotlib figure out, and how they are saved.
+
+A cell keeps its colour, marker and line style in every figure of a report, so that it is told apart in grey too.
+"""
+
+import io
+import itertools
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.transforms import Bbox
+
+from study.analysis.comparisons import CLAIM_NAMES, Comparison
+from study.analysis.results import Measure, Results
+from study.analysis.statistics import Array, mean_interval
+from study.analysis.verdicts import decide, signed
+
+WIDTH_IN = 7.6
+NAMED_IMAGES = 30  # more of them do not fit as labels
+POINTS = 100  # of a training curve; more are averaged in bins
+MUTED = "#8a8a93"
+
+Style = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A saved figure.
+
+    Attributes:
+        name: file name without ending.
+        caption: what it shows and how to read it.
+        svg: the drawing.
+        paths: ending -> file.
+    """
+
+    name: str
+    caption: str
+    svg: str
+    paths: Mapping[str, Path]
+
+
+def save_figure(figure: Figure, folder: Path, name: str, caption: str) -> Picture:
+    """Writes SVG, PNG and PDF; equal figures give equal bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {ending: folder / f"{name}.{ending}" for ending in ("svg", "png", "pdf")}
+    sink = io.StringIO()
+    box = _laid_out(figure)
+    # The SVG goes into the page, whose ground shows through; the other two stand on white.
+    bare = {"Date": None, "Creator": None}
+    figure.savefig(sink, format="svg", bbox_inches=box, metadata=bare, facecolor="none")
+    paths["svg"].write_text(sink.getvalue(), encoding="utf-8")
+    figure.savefig(paths["png"], bbox_inches=box, metadata={"Software": None})
+    figure.savefig(paths["pdf"], bbox_inches=box, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return Picture(name, caption, sink.getvalue(), paths)
+
+
+def _laid_out(figure: Figure) -> Bbox:
+    """Lays a figure out once for all its formats, which otherwise takes most of a report's time; its box in inches."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure.get_tightbbox().padded(mpl.rcParams["savefig.pad_inches"])
+
+
+def cell_styles(results: Results) -> dict[str, Style]:
+    """Colour, marker and line style of every cell; untrained ones are grey."""
+    cycle = list(mpl.rcParams["axes.prop_cycle"])
+    trained = [name for name in results.cells if name not in results.untrained]
+    styles = {name: dict(cycle[i % len(cycle)]) for i, name in enumerate(trained)}
+    # A second round through the palette is told from the first by hollow markers.
+    for name in trained[len(cycle) :]:
+        styles[name]["markerfacecolor"] = "none"
+    return styles | {name: {"color": MUTED, "marker": "|", "linestyle": "-"} for name in results.untrained}
+
+
+def draw_forest(comparisons: Sequence[Comparison], styles: Mapping[str, Style]) -> Figure:
+    """Mean differences with the intervals of their claim's test; the margin is shaded, the verdict beside it."""
+    labels = [_wrapped(comparison.label, 36) for comparison in comparisons]
+    lines = sum(max(2, 1 + label.count("\n")) for label in labels)
+    figure = Figure(figsize=(WIDTH_IN, 0.9 + 0.17 * lines))
+    axes = figure.subplots()
+    first = comparisons[0]
+    if np.isfinite(first.margin):
+        axes.axvspan(-first.margin, first.margin, color=MUTED, alpha=0.22, linewidth=0)
+    axes.axvline(0, color=mpl.rcParams["axes.edgecolor"], linewidth=0.8)
+    for y, comparison in enumerate(comparisons):
+        _forest_row(axes, y, comparison, styles.get(comparison.cell, {"color": MUTED, "marker": "o"}))
+    axes.set_yticks(range(len(comparisons)), labels)
+    axes.set_ylim(len(comparisons) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    unit = f" ({first.measure.unit})" if first.measure.unit else ""
+    axes.set_xlabel(f"difference in {first.measure.metric.upper()} on {first.measure.dataset}{unit}")
+    claim = CLAIM_NAMES[first.claim]
+    kind = "" if first.family else "exploratory, "
+    margin = f"; shaded: ±{first.margin:g} {first.measure.unit}" if np.isfinite(first.margin) else ""
+    title = f"{1 - first.alpha:.0%} interval ({kind}claim: {claim}){margin}"
+    axes.set_title(title, fontsize=8.5, fontweight="normal")
+    return figure
+
+
+def _forest_row(axes: Axes, y: int, comparison: Comparison, style: Style) -> None:
+    verdict, test = decide(comparison), comparison.test
+    right = axes.get_yaxis_transform()
+    drawn = comparison.deltas.values.size and comparison.comparable
+    numbers = signed(comparison.mean, comparison.measure.unit) if drawn else ""
+    text = f"{numbers}  {verdict}" if comparison.family else numbers
+    axes.text(1.02, y, text.strip(), transform=right, va="center", fontsize=8.5)
+    if not drawn:
+        return
+    if np.isfinite([test.low, test.high]).all():
+        axes.plot(
+            [test.low, test.high], [y, y], color=style["color"], linewidth=2, marker="|", markersize=7, linestyle="-"
+        )
+    face = style["color"] if comparison.complete else "none"
+    marker = {"color": style["color"], "marker": style["marker"], "markerfacecolor": face}
+    axes.plot([test.estimate], [y], linestyle="none", markersize=7, **marker)
+
+
+def draw_training(scalars: pd.DataFrame, styles: Mapping[str, Style], reference_db: float | None = None) -> Figure:
+    """Training loss and validation PSNR against steps: mean over seeds, the band is their range.
+
+    Args:
+        scalars: columns cell, seed, step, name, value.
+        styles: of the cells.
+        reference_db: level of an untrained method on the validation curve, if it has one.
+    """
+    names = {"loss": "training loss", "validation_psnr_y_db": "validation PSNR (dB)"}
+    present = [name for name in names if name in set(scalars["name"])]
+    cells = list(dict.fromkeys(scalars["cell"]))
+    figure = Figure(figsize=(WIDTH_IN, 3.0 + 0.18 * -(-len(cells) // _legend_columns(cells))))
+    panels = figure.subplots(1, len(present), squeeze=False)[0]
+    for axes, name in zip(panels, present, strict=True):
+        for cell, rows in scalars.loc[scalars["name"] == name].groupby("cell", sort=False):
+            _curve(axes, rows, str(cell), styles[str(cell)])
+        if name == "loss":
+            axes.set_yscale("log")
+            _few_log_ticks(axes)
+        elif reference_db is not None:
+            axes.axhline(reference_db, color=MUTED, linewidth=1, label="bicubic")
+        axes.set(xlabel="optimiser steps", title=names[name])
+    handles, labels = panels[0].get_legend_handles_labels()
+    _legend(figure, handles, labels)
+    return figure
+
+
+def _curve(axes: Axes, rows: pd.DataFrame, cell: str, style: Style) -> None:
+    table = rows.pivot_table(index="step", columns="seed", values="value", aggfunc="last")
+    steps, values = table.index.to_numpy(), table.to_numpy(float)
+    if len(steps) > POINTS:  # mean of each bin, at its last step
+        edges = np.linspace(0, len(steps), POINTS + 1).astype(int)
+        values = np.stack([values[low:high].mean(axis=0) for low, high in itertools.pairwise(edges)])
+        steps = steps[edges[1:] - 1]
+    every = max(1, len(steps) // 6)
+    axes.plot(steps, _over_seeds(np.nanmean, values), label=cell, markevery=(every // 2, every), **style)
+    if values.shape[1] > 1:
+        low, high = _over_seeds(np.nanmin, values), _over_seeds(np.nanmax, values)
+        axes.fill_between(steps, low, high, color=style["color"], alpha=0.16, linewidth=0)
+
+
+def _over_seeds(reduce: Callable[..., Array], values: Array) -> Array:
+    """Reduces (steps, seeds) over the seeds that have come so far; NaN, without a warning, where none has."""
+    present = np.isfinite(values).any(axis=1)
+    result = np.full(len(values), np.nan)
+    result[present] = reduce(np.where(np.isfinite(values), values, np.nan)[present], axis=1)
+    return result
+
+
+def _few_log_ticks(axes: Axes) -> None:
+    """Plain numbers on a log axis that often spans less than a decade."""
+    low, high = axes.get_ylim()
+    steps = [m * 10.0**e for e in range(-8, 8) for m in (1, 1.5, 2, 3, 4, 5, 7)]
+    ticks = [value for value in steps if low <= value <= high]
+    ticks = ticks[:: max(1, len(ticks) // 6)]
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    figure.legend(handles, labels, loc="outside lower center", ncols=_legend_columns(labels))
+
+
+def _legend_columns(labels: Sequence[str]) -> int:
+    """As many columns as fit, so far as characters tell."""
+    longest = max((len(label) for label in labels), default=1)
+    return max(1, min(len(labels), 95 // (longest + 7)))
+
+
+def draw_images(comparisons: Sequence[Comparison], styles: Mapping[str, Style]) -> Figure:
+    """Per-image differences: a dot for each seed, a large mark for their mean; images ordered by mean difference."""
+    shown = [comparison for comparison in comparisons if comparison.deltas.values.size]
+    order = _image_order(shown)
+    columns = min(3, len(shown))
+    lines = -(-len(shown) // columns)
+    named = len(order) <= NAMED_IMAGES
+    height = 0.75 + (0.19 * len(order) if named else 4.2)
+    figure = Figure(figsize=(WIDTH_IN, 0.3 + lines * height))
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True, sharex=True)
+    for axes, comparison in zip(grid.flat, shown, strict=False):
+        _image_panel(axes, comparison, order, styles[comparison.cell])
+    for axes in grid.flat[len(shown) :]:
+        axes.set_visible(False)
+    for axes in grid.flat[len(shown) - columns : len(shown)]:
+        axes.tick_params(labelbottom=True)
+    for axes in grid[:, 0]:
+        ticks = range(len(order)) if named else [0, len(order) - 1]
+        axes.set_yticks(ticks, [_short(order[i]) for i in ticks])
+        axes.set_ylim(-0.7, len(order) - 0.3)
+    first = shown[0]
+    unit = f" ({first.measure.unit})" if first.measure.unit else ""
+    figure.supxlabel(f"difference in {first.measure.metric.upper()} on {first.measure.dataset}{unit}", fontsize=9)
+    return figure
+
+
+def _image_order(comparisons: Sequence[Comparison]) -> list[str]:
+    means = pd.DataFrame(
+        {i: pd.Series(c.deltas.values.mean(axis=0), index=list(c.deltas.images)) for i, c in enumerate(comparisons)}
+    )
+    return [str(name) for name in means.mean(axis=1).sort_values(kind="stable").index]
+
+
+def _image_panel(axes: Axes, comparison: Comparison, order: Sequence[str], style: Style) -> None:
+    places = [order.index(name) for name in comparison.deltas.images]
+    if np.isfinite(comparison.margin):
+        axes.axvspan(-comparison.margin, comparison.margin, color=MUTED, alpha=0.22, linewidth=0)
+    axes.axvline(0, color=mpl.rcParams["axes.edgecolor"], linewidth=0.8)
+    size, small = (6, 2.6) if len(order) <= NAMED_IMAGES else (3.5, 1.4)
+    for values in comparison.deltas.values:
+        axes.plot(values, places, linestyle="none", marker="o", markersize=small, color=style["color"], alpha=0.5)
+    means = comparison.deltas.values.mean(axis=0)
+    axes.plot(means, places, linestyle="none", marker=style["marker"], markersize=size, color=style["color"])
+    axes.set_title(_wrapped(comparison.label, 28), fontsize=8)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 18 else f"{name[:16]}…"
+
+
+def _wrapped(label: str, width: int) -> str:
+    """A comparison's label on several lines, the reference on one of its own."""
+    if len(label) <= width:
+        return label
+    return "\n".join(textwrap.fill(part, width) for part in label.replace(" vs ", "\nvs ").split("\n"))
+
+
+def draw_counts(results: Results, measure: Measure) -> Figure | None:
+    """The declared curve: the measure against the axis `analysis.curve`, a line per family of cells.
+
+    Points are means over seeds with t intervals over seeds; None where no cell on the axis has values.
+    """
+    path = results.plan.grid.analysis.curve
+    if path is None:
+        return None
+    on_axis = [cell for cell in results.plan.cells if path in cell.labels]
+    labels = list(dict.fromkeys(cell.labels[path] for cell in on_axis))
+    positions = _positions(labels)
+    families: dict[str, list[tuple[float, float, float, float]]] = {}
+    for cell in on_axis:
+        means = results.means(cell.name, measure)
+        if not len(means):
+            continue
+        rest = ", ".join(label for key, label in cell.labels.items() if key != path)
+        point = (positions[cell.labels[path]], *mean_interval(means, results.plan.grid.analysis.alpha))
+        families.setdefault(rest or path, []).append(point)
+    if not families:
+        return None
+    figure = Figure(figsize=(WIDTH_IN, 3.4))
+    axes = figure.subplots()
+    _draw_families(axes, families)
+    if _numbers(labels):
+        axes.set_xscale("log", base=2)
+    ticks = sorted(positions.items(), key=lambda item: item[1])
+    axes.xaxis.set_major_locator(FixedLocator([place for _, place in ticks]))
+    axes.xaxis.set_major_formatter(FixedFormatter([label for label, _ in ticks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    unit = f" ({measure.unit})" if measure.unit else ""
+    axes.set(xlabel=path, ylabel=f"{measure.metric.upper()} on {measure.dataset}{unit}")
+    for name in results.untrained:
+        level = results.means(name, measure)
+        if len(level):
+            axes.axhline(float(level.mean()), color=MUTED, linewidth=1, label=name)
+    _legend(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+def _draw_families(axes: Axes, families: Mapping[str, list[tuple[float, float, float, float]]]) -> None:
+    cycle = list(mpl.rcParams["axes.prop_cycle"])
+    for index, (name, points) in enumerate(families.items()):
+        style = cycle[index % len(cycle)]
+        x, mean, low, high = np.array(sorted(points)).T
+        shift = 1 + 0.02 * (index - (len(families) - 1) / 2)  # intervals of two families must not cover each other
+        axes.plot(x * shift, mean, label=name, markersize=6, **{k: v for k, v in style.items() if k != "markersize"})
+        axes.errorbar(
+            x * shift, mean, [mean - low, high - mean], fmt="none", color=style["color"], capsize=3, linewidth=1
+        )
+
+
+def _numbers(labels: Sequence[str]) -> bool:
+    return all(label.replace(".", "", 1).isdigit() and float(label) > 0 for label in labels)
+
+
+def _positions(labels: Sequence[str]) -> dict[str, float]:
+    if _numbers(labels):
+        return {label: float(label) for label in labels}
+    return {label: float(index + 1) for index, label in enumerate(labels)}

@@ -1,0 +1,176 @@
+"""Stored values arranged by cell and seed, and the paired differences between two cells."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from study.analysis.statistics import Array
+from study.grid.expand import Cell, Plan
+from study.records.store import RecordError, Records
+
+KEYS = ["cell", "dataset", "protocol", "metric"]
+STATES = ["failed", "interrupted", "running", "pending", "done"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Which number of an image is meant."""
+
+    dataset: str
+    protocol: str
+    metric: str
+
+    @property
+    def unit(self) -> str:
+        return "dB" if self.metric == "psnr" else ""
+
+    def __str__(self) -> str:
+        return f"{self.metric.upper()} on {self.dataset} ({self.protocol})"
+
+
+@dataclass(frozen=True)
+class Deltas:
+    """Paired differences of two cells.
+
+    Attributes:
+        values: (seeds, images), variant − reference; may have no rows or no columns.
+        seeds: seeds of the rows.
+        images: names of the columns.
+        seeds_missing: declared seeds that one side has no values for.
+        images_missing: images left out because a value is absent or not finite.
+    """
+
+    values: Array
+    seeds: tuple[int, ...]
+    images: tuple[str, ...]
+    seeds_missing: tuple[int, ...]
+    images_missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A plan with what its finished runs have stored.
+
+    Attributes:
+        plan: the declared grid.
+        ids: (cell name, seed) -> run id.
+        records: tables of the runs; rows of runs that are not done are ignored.
+        statuses: run id -> status; a run without one is pending.
+    """
+
+    plan: Plan
+    ids: Mapping[tuple[str, int], str]
+    records: Records
+    statuses: Mapping[str, Mapping[str, Any]]
+
+    @cached_property
+    def cells(self) -> dict[str, Cell]:
+        return {cell.name: cell for cell in self.plan.cells}
+
+    @cached_property
+    def datasets(self) -> list[str]:
+        """Every dataset that some cell is evaluated on, in declared order."""
+        return list(dict.fromkeys(name for cell in self.plan.cells for name in cell.runs[0].evaluation.datasets))
+
+    @cached_property
+    def primary(self) -> Measure:
+        """The declared dataset, protocol and metric."""
+        analysis = self.plan.grid.analysis
+        dataset = analysis.dataset or next(iter(self.cells[analysis.baseline].runs[0].evaluation.datasets))
+        return Measure(dataset, analysis.protocol, analysis.metric)
+
+    @cached_property
+    def untrained(self) -> list[str]:
+        """Cells with nothing to train: bicubic enlargement."""
+        return [cell.name for cell in self.plan.cells if not cell.runs[0].model.trained]
+
+    def runs(self) -> Iterator[tuple[Cell, int, str]]:
+        """Every declared run as (cell, seed, run id); a run without an id has the empty one."""
+        for cell in self.plan.cells:
+            for run in cell.runs:
+                yield cell, run.seed, self.ids.get((cell.name, run.seed), "")
+
+    def state(self, run: str) -> str:
+        """State of a run, one of `STATES`."""
+        return str(self.statuses.get(run, {}).get("state", "pending"))
+
+    def done(self, cell: str) -> list[int]:
+        """Seeds of a cell whose runs are finished."""
+        return [s for c, s, run in self.runs() if c.name == cell and self.state(run) == "done"]
+
+    def counts(self) -> dict[str, int]:
+        """Number of declared runs in each state."""
+        states = Counter(self.state(run) for _, _, run in self.runs())
+        return {state: states[state] for state in sorted(states, key=STATES.index)}
+
+    def rows(self, table: str) -> pd.DataFrame:
+        """Rows of `images`, `scalars` or `costs` with columns `cell` and `seed` before the run's."""
+        places = [{"cell": cell.name, "seed": seed, "run": run} for cell, seed, run in self.runs() if run]
+        return pd.DataFrame(places, columns=["cell", "seed", "run"]).merge(getattr(self.records, table), on="run")
+
+    @cached_property
+    def _values(self) -> dict[tuple[str, ...], pd.DataFrame]:
+        rows = self.rows("images")
+        rows = rows.loc[[self.state(run) == "done" for run in rows["run"]]]
+        twice = rows[rows.duplicated(subset=[*KEYS, "seed", "image"])]
+        if len(twice):
+            first = twice.iloc[0]
+            raise RecordError(
+                f"{first['run']}/images.parquet has two rows for {first['dataset']}/{first['image']}, "
+                f"{first['protocol']} {first['metric']}; one row per image, protocol and metric is right"
+            )
+        return dict(iter(rows.groupby(KEYS, sort=False)))  # type: ignore[misc]
+
+    def values(self, cell: str, measure: Measure) -> pd.DataFrame:
+        """Values of a cell's finished runs: one row per seed, one column per image; empty where there are none."""
+        part = self._values.get((cell, measure.dataset, measure.protocol, measure.metric))
+        if part is None:
+            return pd.DataFrame(dtype=float)
+        names = list(dict.fromkeys(part["image"]))
+        return part.pivot(index="seed", columns="image", values="value").reindex(columns=names)
+
+    def means(self, cell: str, measure: Measure) -> Array:
+        """Mean over images for each finished seed of a cell; NaN where an image's value is absent."""
+        return self.values(cell, measure).to_numpy(float).mean(axis=1) if self.has(cell, measure) else np.empty(0)
+
+    def mean(self, cell: str, measure: Measure) -> float:
+        """Mean over images and finished seeds; NaN where there are none."""
+        means = self.means(cell, measure)
+        return float(means.mean()) if len(means) else np.nan
+
+    def has(self, cell: str, measure: Measure) -> bool:
+        """Whether any finished run of the cell has values."""
+        return (cell, measure.dataset, measure.protocol, measure.metric) in self._values
+
+    def deltas(self, cell: str, reference: str, measure: Measure) -> Deltas:
+        """Differences cell − reference, paired by image and seed; an untrained side is the same for every seed."""
+        one, other = self.values(cell, measure), self.values(reference, measure)
+        declared = [
+            {run.seed for run in self.cells[name].runs} for name in (cell, reference) if name not in self.untrained
+        ]
+        seeds = set.union(*declared) if declared else {self.cells[cell].runs[0].seed}
+        one, other = (self._repeated(frame, name, seeds) for frame, name in ((one, cell), (other, reference)))
+        both = [seed for seed in one.index if seed in other.index]
+        names = list(dict.fromkeys([*one.columns, *other.columns]))
+        table = one.reindex(index=both, columns=names) - other.reindex(index=both, columns=names)
+        values: Array = table.to_numpy(float)
+        finite: NDArray[np.bool_] = np.all(np.isfinite(values), axis=0)
+        kept = [name for index, name in enumerate(names) if finite[index]]
+        return Deltas(
+            values[:, finite],
+            tuple(both),
+            tuple(kept),
+            tuple(sorted(seeds - set(both))),
+            tuple(name for name in names if name not in kept),
+        )
+
+    def _repeated(self, frame: pd.DataFrame, cell: str, seeds: set[int]) -> pd.DataFrame:
+        if cell in self.untrained and len(frame):
+            return pd.concat([frame.iloc[[0]]] * len(seeds)).set_axis(sorted(seeds))
+        return frame

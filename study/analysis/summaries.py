@@ -1,0 +1,319 @@
+"""The report's tables, each made from the stored values alone."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from study.analysis.comparisons import CLAIM_NAMES, Comparison, declared_pairs, protocol_means
+from study.analysis.power import detectable_effect
+from study.analysis.results import STATES, Measure, Results
+from study.analysis.statistics import rank_variants
+from study.analysis.tables import Column, Entry, Table, Value
+from study.analysis.verdicts import attainability, decide, digits_of, interval, p_text, signed
+from study.records.schemas import METRIC_UNITS
+
+LOWER_IS_BETTER = {"gmsd", "lpips", "niqe"}
+TONES = {"better": "good", "worse": "bad", "equivalent": "same"}
+COSTS = ("parameters", "multiply_adds_720p")
+
+
+def declaration_table(results: Results) -> Table:
+    """What was declared before anything ran."""
+    grid, primary = results.plan.grid, results.primary
+    analysis = grid.analysis
+    pairs = declared_pairs(results)
+    trained = [run for cell in results.plan.cells for run in cell.runs if run.model.trained]
+    steps = sorted({(run.optimisation.steps, run.optimisation.batch) for run in trained})
+    seeds = sorted({run.seed for run in trained})
+    correction = f"{analysis.correction.capitalize()} over {len(pairs)}" if analysis.correction != "none" else "none"
+    margin = f"{analysis.margin_db:g} dB" if primary.metric == "psnr" else "none (declared in dB, the metric is not)"
+    rows = [
+        ("baseline", analysis.baseline),
+        ("comparisons", "; ".join(f"{cell} vs {reference}" for cell, reference in pairs) or "none"),
+        ("primary dataset", primary.dataset),
+        ("metric", f"{primary.metric.upper()}, protocol {primary.protocol}"),
+        ("claim", CLAIM_NAMES[analysis.claim]),
+        ("α", f"{analysis.alpha:g}"),
+        ("correction", correction),
+        ("margin of equivalence", margin),
+        ("power", f"{analysis.power:g}"),
+        ("seeds", f"{len(seeds)} ({', '.join(map(str, seeds))})" if seeds else "none"),
+        (
+            "stopping rule",
+            "fixed: " + "; ".join(f"{s:,} optimiser steps at batch {b}" for s, b in steps) if steps else "—",
+        ),
+        ("budget", results.plan.budget or "none"),
+    ]
+    return Table("declaration", "Declared before the runs.", (Column("what"), Column("value")), tuple(rows))
+
+
+def results_table(results: Results, metrics: Sequence[str] = ("psnr", "ssim")) -> Table:
+    """Main results: mean over images and seeds of each cell on each dataset, with gain over bicubic and costs."""
+    protocol = results.plan.grid.analysis.protocol
+    measures = [
+        Measure(dataset, protocol, metric)
+        for dataset in results.datasets
+        for metric in metrics
+        if any(results.has(cell, Measure(dataset, protocol, metric)) for cell in results.cells)
+    ]
+    columns = [Column("variant")]
+    gain = replace(results.primary, metric="psnr")
+    if results.untrained and gain in measures:
+        columns.append(Column("gain over bicubic", "dB", "+.2f"))
+    columns += [_metric_column(measure) for measure in measures]
+    cost_columns, costs = _costs(results, COSTS)
+    columns += cost_columns
+    rows = []
+    for cell in results.cells:
+        row: list[Value] = [cell]
+        if results.untrained and gain in measures:
+            row.append(_gain(results, cell, gain))
+        row += [_mean(results, cell, measure) for measure in measures]
+        row += costs[cell]
+        rows.append(tuple(row))
+    return Table(
+        "results",
+        f"Mean over images, then over seeds (protocol {protocol}).",
+        tuple(columns),
+        tuple(rows),
+        (
+            "n: finished seeds. Bold: best, underlined: second, by the printed digits; a mark is no test.",
+            *_unfinished(results),
+        ),
+    )
+
+
+def _metric_column(measure: Measure) -> Column:
+    digits = ".2f" if measure.metric == "psnr" else ".4f"
+    unit = METRIC_UNITS[measure.metric].replace("1", "")
+    best = "low" if measure.metric in LOWER_IS_BETTER else "high"
+    return Column(measure.metric.upper(), unit, digits, best, group=measure.dataset)
+
+
+def _mean(results: Results, cell: str, measure: Measure) -> Entry:
+    means = results.means(cell, measure)
+    if not len(means):
+        return Entry(None)
+    declared = len(results.cells[cell].runs)
+    suffix = "" if cell in results.untrained else f"(n = {len(means)})"
+    return Entry(float(means.mean()), suffix, "warn" if len(means) < declared else "")
+
+
+def _gain(results: Results, cell: str, measure: Measure) -> Entry:
+    reference = results.untrained[0]
+    if cell == reference:
+        return Entry(None)
+    values = results.deltas(cell, reference, measure).values
+    if not values.size:
+        return Entry(None)
+    gain = float(values.mean())
+    return Entry(gain, "▲" if gain > 0 else "▼", "good" if gain > 0 else "bad")
+
+
+def _costs(results: Results, names: Sequence[str] | None = None) -> tuple[list[Column], dict[str, list[Value]]]:
+    """Columns and, for each cell, the mean over its runs; large numbers in millions or billions."""
+    rows = results.rows("costs")
+    units = dict(zip(rows["name"], rows["unit"], strict=True))
+    kept = [name for name in units if names is None or name in names]
+    columns, values = [], {cell: [] for cell in results.cells}
+    for name in kept:
+        means = {
+            cell: rows.loc[(rows["cell"] == cell) & (rows["name"] == name), "value"].mean() for cell in results.cells
+        }
+        largest = max((abs(value) for value in means.values() if value == value), default=0.0)
+        prefix, divisor = ("G", 1e9) if largest >= 1e9 else ("M", 1e6) if largest >= 1e7 else ("", 1)
+        digits = ",.0f" if divisor == 1 and largest >= 1000 else ".4g"
+        columns.append(Column(name.replace("_", " "), prefix + units[name].replace("1", ""), digits))
+        for cell, value in means.items():
+            values[cell].append(float(value) / divisor if value == value else None)
+    return columns, values
+
+
+def _unfinished(results: Results) -> list[str]:
+    missing = [
+        f"{cell.name} ({len(results.done(cell.name))} of {len(cell.runs)})"
+        for cell in results.plan.cells
+        if len(results.done(cell.name)) < len(cell.runs)
+    ]
+    return [f"Unfinished, finished of declared seeds: {'; '.join(missing)}."] if missing else []
+
+
+def comparison_table(comparisons: Sequence[Comparison], name: str, caption: str) -> Table:
+    """Estimates before p values; exploratory rows have neither a corrected p nor a verdict."""
+    declared = any(comparison.family for comparison in comparisons)
+    digits = max((digits_of(comparison) for comparison in comparisons), default=3)
+    unit = comparisons[0].measure.unit if comparisons else ""
+    columns = [Column("comparison")]
+    columns += [] if declared else [Column("dataset"), Column("claim")]
+    columns += [Column("mean δ", unit, f"+.{digits}f"), Column("interval"), Column("p")]
+    columns += [Column("p, corrected"), Column("verdict")] if declared else []
+    columns += [Column("improved", "", ".0%"), Column("rank-biserial", "", "+.2f"), Column("bootstrap")]
+    rows = []
+    for comparison in comparisons:
+        absent = not comparison.deltas.values.size or not comparison.comparable
+        verdict = decide(comparison)
+        partial = "" if comparison.complete or absent else "(preliminary)"
+        row: list[Value] = [comparison.label]
+        row += [] if declared else [comparison.measure.dataset, CLAIM_NAMES[comparison.claim]]
+        row += [None if absent else comparison.mean, interval(comparison.test.low, comparison.test.high, digits)]
+        row += [p_text(comparison.test.p)]
+        row += [p_text(comparison.p_corrected), Entry(verdict, partial, TONES.get(verdict, "warn"))] if declared else []
+        row += [None if absent else comparison.share_improved, None if absent else comparison.rank_biserial]
+        row += [interval(*comparison.bootstrap, digits)]
+        rows.append(tuple(row))
+    notes = (
+        "Interval: of the named claim's test, not corrected for the number of comparisons.",
+        "Improved: share of images with a positive mean difference. Bootstrap: seeds and images resampled, as "
+        "description only; it is too narrow at few seeds.",
+    )
+    return Table(name, caption, tuple(columns), tuple(rows), notes)
+
+
+def equivalence_table(comparisons: Sequence[Comparison]) -> Table:
+    """TOST against the margin, and whether the design could have reached it."""
+    columns = (Column("comparison"), Column("margin", "dB", ".3g"), Column("TOST p, corrected"), Column("equivalence"))
+    rows = []
+    for comparison in comparisons:
+        if not np.isfinite(comparison.margin) or not comparison.deltas.values.size:
+            continue
+        shown = decide(comparison) == "equivalent"
+        text = "shown" if shown else attainability(comparison)
+        p = p_text(comparison.p_equivalent)
+        rows.append((comparison.label, comparison.margin, p, Entry(text, tone="good" if shown else "")))
+    return Table("equivalence", "Is the difference inside the margin? Two one-sided tests.", columns, tuple(rows))
+
+
+def noise_table(results: Results) -> Table:
+    """Noise floor: how much every trained cell's dataset mean moves between seeds, and what that lets one detect."""
+    analysis, primary = results.plan.grid.analysis, results.primary
+    steps = max(1, len(declared_pairs(results))) if analysis.correction == "holm" else 1
+    digits = ".3f" if primary.metric == "psnr" else ".5f"
+    columns = (
+        Column("cell"), Column("seeds", "", "d"), Column("sd over seeds", primary.unit, digits),
+        Column(f"detectable at α = {analysis.alpha:g}", primary.unit, digits),
+        Column("detectable on Holm's first step", primary.unit, digits),
+    )  # fmt: skip
+    rows = []
+    for cell in results.cells:
+        if cell in results.untrained:
+            continue
+        means = results.means(cell, primary)
+        n = len(means)
+        sd = float(np.std(means, ddof=1)) if n > 1 else math.nan
+        values = [
+            detectable_effect(math.sqrt(2) * sd, n, level, analysis.power)
+            for level in (analysis.alpha, analysis.alpha / steps)
+        ]
+        name = Entry(cell, "(baseline)" if cell == analysis.baseline else "")
+        rows.append((name, n, *(None if math.isnan(value) else value for value in (sd, *values))))
+    return Table(
+        "noise_floor",
+        f"Noise floor: standard deviation over seeds of the mean {primary}.",
+        columns if steps > 1 else columns[:-1],
+        tuple(row if steps > 1 else row[:-1] for row in rows),
+        (
+            f"Detectable: the smallest true difference between two such cells, their seeds independent, that the "
+            f"paired t finds with power {analysis.power:g}. With few seeds the standard deviation itself is uncertain.",
+        ),
+    )
+
+
+def protocol_table(results: Results) -> Table:
+    """The same difference under every protocol, and how far the protocols spread."""
+    primary = results.primary
+    pairs = declared_pairs(results)
+    means = {pair: protocol_means(results, *pair, primary) for pair in pairs}
+    protocols = list(dict.fromkeys(name for part in means.values() for name in part))
+    level = {
+        protocol: results.mean(results.plan.grid.analysis.baseline, replace(primary, protocol=protocol))
+        for protocol in protocols
+    }
+    digits = 3 if primary.metric == "psnr" else 5
+    rows: list[tuple[Value, ...]] = []
+    for (cell, reference), part in means.items():
+        spread = float(np.ptp(list(part.values()))) if part else None
+        gain = part.get(primary.protocol)
+        small = spread is not None and gain is not None and abs(gain) < spread
+        last = Entry(
+            None if spread is None else f"{spread:.{digits}f}",
+            "above the gain" if small else "",
+            "warn" if small else "",
+        )
+        shown = [signed(part[name], digits=digits) if name in part else None for name in protocols]
+        rows.append((f"{cell} vs {reference}", *shown, last))
+    if protocols and np.isfinite(list(level.values())).any():
+        spread = f"{np.ptp(list(level.values())):.{digits}f}"
+        rows.append(("level of the baseline", *(f"{level[name]:.{digits}f}" for name in protocols), spread))
+    unit = primary.unit
+    return Table(
+        "protocols",
+        f"Mean difference in {primary.metric.upper()} on {primary.dataset} under every evaluation protocol.",
+        (Column("comparison"), *(Column(name, unit) for name in protocols), Column("spread", unit)),
+        tuple(rows),
+        ("Spread: largest minus smallest. A level printed elsewhere under another protocol is not comparable.",),
+    )
+
+
+def runs_table(results: Results) -> Table:
+    """Every declared run; failed ones first, none left out."""
+    rows = []
+    for cell, seed, run in results.runs():
+        status, state = results.statuses.get(run, {}), results.state(run)
+        done, steps = status.get("step"), status.get("steps")
+        step = f"{done:,} / {steps:,}" if isinstance(done, int) and isinstance(steps, int) else "—"
+        tone = {"done": "good", "failed": "bad"}.get(state, "warn")
+        row = cell.name, str(seed), Entry(state, tone=tone), step, status.get("reason") or "", run or "—"
+        rows.append((STATES.index(state), row))
+    rows.sort(key=lambda pair: pair[0])
+    columns = tuple(Column(name) for name in ("cell", "seed", "state", "step", "reason", "run"))
+    return Table("runs", "Every declared run.", columns, tuple(row for _, row in rows))
+
+
+def costs_table(results: Results) -> Table:
+    """Every stored cost."""
+    columns, values = _costs(results)
+    body = tuple((cell, *row) for cell, row in values.items()) if columns else ()
+    return Table("costs", "Costs, mean over the runs of a cell.", (Column("cell"), *columns), body)
+
+
+def ranking_table(results: Results) -> Table | None:
+    """Friedman's test over datasets; None with fewer than three trained cells or two datasets in common."""
+    primary = results.primary
+    trained = [cell for cell in results.cells if cell not in results.untrained]
+    scores = {
+        dataset: [results.mean(cell, replace(primary, dataset=dataset)) for cell in trained]
+        for dataset in results.datasets
+    }
+    complete = {dataset: row for dataset, row in scores.items() if np.isfinite(row).all()}
+    if len(trained) < 3 or len(complete) < 2:
+        return None
+    ranking = rank_variants(np.array(list(complete.values())), results.plan.grid.analysis.alpha)
+    order = np.argsort(ranking.mean_ranks, kind="stable")
+    rows = tuple((trained[i], float(ranking.mean_ranks[i])) for i in order)
+    notes = (
+        f"Friedman over {len(complete)} datasets ({', '.join(complete)}): p = {p_text(ranking.p)}. Mean ranks differ "
+        f"when further apart than {ranking.critical_difference:.2f} (Nemenyi). For few datasets the test is rough.",
+    )
+    return Table(
+        "ranking", "Mean rank over datasets, 1 is best.", (Column("cell"), Column("mean rank", "", ".2f")), rows, notes
+    )
+
+
+def other_metrics_table(results: Results) -> Table | None:
+    """Every stored metric that the main table does not show; None where there is none."""
+    rows = results.rows("images")
+    keys = rows[["dataset", "protocol", "metric"]].drop_duplicates()
+    protocol = results.plan.grid.analysis.protocol
+    wanted = []
+    for dataset, name, metric in keys.itertuples(index=False):
+        best_view = name == protocol or metric not in set(keys[keys["protocol"] == protocol]["metric"])
+        if metric not in ("psnr", "ssim") and best_view:
+            wanted.append(Measure(dataset, name, metric))
+    if not wanted:
+        return None
+    wanted.sort(key=lambda measure: results.datasets.index(measure.dataset))
+    body = tuple((cell, *(_mean(results, cell, measure) for measure in wanted)) for cell in results.cells)
+    columns = (Column("cell"), *(_metric_column(measure) for measure in wanted))
+    return Table("metrics", "Other metrics, mean over images, then over seeds.", columns, body)

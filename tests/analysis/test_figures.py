@@ -1,0 +1,152 @@
+import math
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.style import context
+
+from study.analysis.comparisons import compare_declared
+from study.analysis.figures import (
+    NAMED_IMAGES,
+    POINTS,
+    cell_styles,
+    draw_counts,
+    draw_forest,
+    draw_images,
+    draw_training,
+    save_figure,
+)
+from study.analysis.report import REPORTS
+from study.analysis.results import Results
+from tests.analysis.synthetic import GRID, draw_study
+
+
+@pytest.fixture(autouse=True)
+def style():
+    with mpl.rc_context(), context(["default", REPORTS / "study.mplstyle"]):
+        yield
+
+
+def arrange(study):
+    return Results(study.plan, study.ids, study.records, study.statuses)
+
+
+def points(line):
+    """(x, y) of a drawn line."""
+    return np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
+
+
+def test_cells_differ_in_colour_and_marker(tmp_path):
+    styles = cell_styles(arrange(draw_study(tmp_path)))
+    trained = [style for name, style in styles.items() if name != "bicubic"]
+    assert len({style["color"] for style in trained}) == len({style["marker"] for style in trained}) == 6
+    greys = [to_rgb(style["color"]) for style in trained]
+    assert all(max(rgb) - min(rgb) > 0.1 for rgb in greys)
+    assert to_rgb(styles["bicubic"]["color"])[0] == pytest.approx(0.54, abs=0.01)
+
+
+def test_forest_shows_the_intervals(tmp_path):
+    results = arrange(draw_study(tmp_path))
+    family = compare_declared(results)
+    axes = draw_forest(family, cell_styles(results)).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [comparison.label for comparison in family]
+    drawn = [points(line)[0] for line in axes.lines if line.get_marker() == "|"]
+    assert np.allclose(drawn, [(c.test.low, c.test.high) for c in family])
+    assert [text.get_text().split("  ")[1] for text in axes.texts] == ["inconclusive"] * 3
+    assert "claim: retraining on these images" in axes.get_title(loc="left")
+
+
+def test_forest_keeps_the_row_of_a_comparison_without_values(tmp_path):
+    study = draw_study(tmp_path)
+    for seed in (0, 1):
+        study.statuses[study.ids["hard, count=8", seed]]["state"] = "failed"
+    results = arrange(study)
+    axes = draw_forest(compare_declared(results), cell_styles(results)).axes[0]
+    assert [text.get_text() for text in axes.texts][2] == "not run"
+
+
+def test_training_curves_average_over_seeds(tmp_path):
+    results = arrange(draw_study(tmp_path))
+    rows = results.rows("scalars")
+    figure = draw_training(rows, cell_styles(results))
+    loss, validation = figure.axes
+    assert (len(loss.lines), len(loss.collections)) == (6, 6)  # a line and a band for each cell
+    mine = rows.query("cell == 'hard, count=8' and name == 'validation_psnr_y_db'")
+    table = mine.pivot_table(index="step", columns="seed", values="value").to_numpy()
+    assert np.allclose(points(validation.lines[0])[1], table.mean(axis=1))
+
+
+def test_long_curves_are_averaged_in_bins_and_gaps_stand(tmp_path):
+    results = arrange(draw_study(tmp_path, GRID.replace("steps: 400", "steps: 4000")))
+    rows = results.rows("scalars")
+    short = rows.query("not (cell == 'hard, count=8' and seed == 1 and step > 2000)")
+    loss = draw_training(short, cell_styles(results)).axes[0]
+    steps, values = points(loss.lines[0])
+    assert len(steps) == POINTS
+    assert np.isfinite(values).all()
+    assert steps[-1] == 4000
+
+
+def test_a_diverged_curve_is_drawn_up_to_its_end(tmp_path):
+    results = arrange(draw_study(tmp_path))
+    rows = results.rows("scalars")
+    rows.loc[(rows["cell"] == "soft, count=8") & (rows["step"] > 200), "value"] = math.inf
+    line = draw_training(rows, cell_styles(results)).axes[0].lines[3]
+    assert np.isfinite(points(line)[1]).sum() == 20
+
+
+def test_images_are_dots_for_each_seed_and_a_mean(tmp_path):
+    results = arrange(draw_study(tmp_path, images=5))
+    family = compare_declared(results)
+    axes = draw_images(family, cell_styles(results)).axes[0]
+    rows = [x for x in (points(line)[0] for line in axes.lines) if len(x) == 5]
+    assert np.allclose(rows, [*family[0].deltas.values, family[0].deltas.values.mean(axis=0)])
+    assert sorted(label.get_text() for label in axes.get_yticklabels()) == [f"image_0{i}" for i in range(5)]
+
+
+def test_many_images_name_the_ends_only(tmp_path):
+    results = arrange(draw_study(tmp_path, images=NAMED_IMAGES + 1))
+    axes = draw_images(compare_declared(results), cell_styles(results)).axes[0]
+    assert len(axes.get_yticklabels()) == 2
+
+
+def test_counts_are_a_line_for_each_family(tmp_path):
+    results = arrange(draw_study(tmp_path))
+    figure = draw_counts(results, results.primary)
+    assert figure is not None
+    axes = figure.axes[0]
+    lines = [line for line in axes.lines if line.get_label() in ("hard", "soft")]
+    assert [line.get_label() for line in lines] == ["hard", "soft"]
+    expected = [results.mean(f"hard, count={count}", results.primary) for count in (8, 16, 32)]
+    assert np.allclose(points(lines[0])[1], expected)
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["8", "16", "32"]
+    assert any(line.get_label() == "bicubic" for line in axes.lines)
+
+
+def test_named_counts_keep_their_order(tmp_path):
+    text = GRID.replace("{8: [8], 16: [16], 32: [32]}", "{half: [16, 8], full: [16], double: [32]}")
+    text = text.replace("count=16", "count=full").replace("count=8", "count=half").replace("count=32", "count=double")
+    results = arrange(draw_study(tmp_path, text))
+    figure = draw_counts(results, results.primary)
+    assert figure is not None
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["half", "full", "double"]
+
+
+def test_no_curve_where_none_is_declared_or_stored(tmp_path):
+    results = arrange(draw_study(tmp_path, GRID.replace("  curve: model.prototypes.count\n", "")))
+    assert draw_counts(results, results.primary) is None
+    study = draw_study(tmp_path)
+    study.statuses.clear()
+    assert draw_counts(arrange(study), results.primary) is None
+
+
+def test_equal_figures_give_equal_bytes(tmp_path):
+    results = arrange(draw_study(tmp_path))
+    family = compare_declared(results)
+    saved = [
+        save_figure(draw_forest(family, cell_styles(results)), tmp_path / name, "forest", "") for name in ("a", "b")
+    ]
+    for ending in ("svg", "png", "pdf"):
+        assert saved[0].paths[ending].read_bytes() == saved[1].paths[ending].read_bytes()
+    assert "<dc:date>" not in saved[0].svg

@@ -1,0 +1,189 @@
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from study.analysis import report
+from study.analysis.report import ReportError, build_report
+from study.records.store import read
+from tests.analysis.synthetic import GRID, draw_study, write_provenance, write_samples
+
+VOID = {"meta", "br", "path", "use", "image", "rect", "link"}
+
+
+class Balanced(HTMLParser):
+    """Fails on an element that is closed out of turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.links = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.links += [value for name, value in attrs if name in ("href", "xlink:href", "src")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def build(study, out):
+    return build_report(
+        study.plan, study.ids, study.records, study.statuses, study.runs, out, "study report ablations/groups.yaml"
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    study = draw_study(folder, effects={"soft, count=16": 0.12, "hard, count=32": -0.9})
+    write_samples(study)
+    write_provenance(study)
+    return study, build(study, folder / "out"), folder
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unfinished")
+    study = draw_study(folder)
+    run = study.ids["soft, count=32", 0]
+    reason = "loss <is> not_finite & 50% at step 7"
+    study.statuses[run] = {"state": "failed", "reason": reason, "traceback": "Traceback <x>", "step": 7, "steps": 400}
+    del study.ids["hard, count=8", 0], study.ids["hard, count=8", 1]
+    return {kind: path.read_text() for kind, path in build(study, folder / "out").items() if kind.startswith("report")}
+
+
+def test_everything_that_is_named_is_written(finished):
+    _, written, folder = finished
+    assert {"report.html", "report.md", "report.tex", "figures/forest.svg", "tables/results.csv"} <= set(written)
+    assert all(path.stat().st_size for path in written.values())
+    assert {str(p.relative_to(folder / "out")) for p in (folder / "out").rglob("*") if p.is_file()} == set(written)
+    for name in ("forest", "training", "images", "counts", "crops-00"):
+        assert {f"figures/{name}.{ending}" for ending in ("svg", "png", "pdf")} <= set(written)
+
+
+def test_html_is_one_sound_file(finished):
+    html = finished[1]["report.html"].read_text()
+    page = Balanced()
+    page.feed(html)
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    inner = {link[1:] for link in page.links if link.startswith("#")}
+    assert inner <= set(page.ids)
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+    assert "<script" not in html
+    assert "prefers-color-scheme: dark" in html
+    assert len(html) < 5_000_000
+
+
+def test_the_order_is_answer_first(finished):
+    html = finished[1]["report.html"].read_text()
+    titles = re.findall(r"<h2>([^<]+?) *<", html)
+    assert titles[:5] == ["Answers", "What was declared", "Declared comparisons", "Results", "Noise floor"]
+    assert titles[-4:] == ["Runs", "Costs", "Provenance", "Rebuild"]
+    exploratory = re.findall(r'<h2>([^<]+?) <span class="badge">exploratory', html)
+    assert exploratory == [
+        "Along model.prototypes.count", "Crops", "Protocol sensitivity", "Other claims and datasets",
+    ]  # fmt: skip
+    assert "Below bicubic enlargement on the primary dataset: hard, count=32." in html
+    assert "study report ablations/groups.yaml" in html
+
+
+def test_the_three_formats_say_the_same(finished):
+    _, written, _ = finished
+    html, md, tex = (written[f"report.{kind}"].read_text() for kind in ("html", "md", "tex"))
+    answers = len(re.findall(r'<article class="answer', html))
+    assert answers == 3
+    for text in ("Answers", "Noise floor", "Protocol sensitivity", "needs about"):
+        assert all(text in page for page in (html, md, tex))
+    assert md.count("## ") == html.count("<h2>")
+    assert tex.count(r"\section*") == html.count("<h2>")
+    assert "![" in md
+    assert "(figures/forest.png)" in md
+
+
+def test_latex_is_balanced(finished):
+    tex = finished[1]["report.tex"].read_text()
+    body = tex.replace(r"\{", "").replace(r"\}", "")
+    assert body.count("{") == body.count("}")
+    begun = re.findall(r"\\begin\{(\w+)\}", tex)
+    assert sorted(begun) == sorted(re.findall(r"\\end\{(\w+)\}", tex))
+    for name in re.findall(r"includegraphics\[.*?\]\{(.*?)\}", tex):
+        assert name in finished[1]
+    assert not re.search(r"[^\x00-\x7f]", tex)
+
+
+def test_tables_hold_the_numbers_in_full(finished):
+    study, written, _ = finished
+    table = pd.read_csv(written["tables/results.csv"], index_col=0)
+    rows = study.records.images.query("dataset == 'bundled' and protocol == 'uint8_y' and metric == 'psnr'")
+    mean = rows[rows["run"] == study.ids["bicubic", 0]]["value"].mean()
+    assert table.loc["bicubic", "bundled PSNR (dB)"] == pytest.approx(mean, rel=1e-14)
+
+
+def test_an_unfinished_grid_says_what_is_missing(unfinished):
+    html, md = unfinished["report.html"], unfinished["report.md"]
+    assert html.index("Not finished") < html.index('id="answers"')
+    assert "loss &lt;is&gt; not_finite &amp; 50% at step 7" in html
+    assert "<pre>Traceback &lt;x&gt;</pre>" in html
+    assert "1 failed" in html
+    assert "2 pending" in html
+    assert r"loss \<is\> not\_finite & 50% at step 7" in md
+    assert r"loss $<$is$>$ not\_finite \& 50\% at step 7" in unfinished["report.tex"]
+    assert "(preliminary)" in md
+    assert "**hard, count=8 vs hard, count=16: not run**" in md
+    assert md.count("| hard, count=8 |") >= 2  # in the results and among the runs
+
+
+def test_a_grid_before_its_first_run_renders(tmp_path):
+    study = draw_study(tmp_path)
+    study.ids.clear()
+    study.statuses.clear()
+    study.records = read(study.runs, [])
+    text = build(study, tmp_path / "out")["report.md"].read_text()
+    assert "13 pending" in text
+    assert text.count(": not run**") == 3
+    assert "No training curve has been stored yet." in text
+
+
+def test_hostile_names_stay_text(tmp_path):
+    name = '<b>&"x" $\\input{y}$ a|b'
+    text = GRID.replace("  soft: {", f"  {name!r}: {{")
+    text = text.replace('"soft, count=16"', repr(f"{name}, count=16")).replace(
+        '"soft, count=32"', repr(f"{name}, count=32")
+    )
+    text = text.replace("Does soft", "Does <img src=x onerror=alert(1)> soft")
+    written = build(draw_study(tmp_path, text.replace("\\\\", "\\")), tmp_path / "out")
+    html, md, tex = (written[f"report.{kind}"].read_text() for kind in ("html", "md", "tex"))
+    page = Balanced()
+    page.feed(html)
+    assert page.open == []
+    assert "<b>&" not in html
+    assert "<img" not in html
+    assert "&lt;b&gt;&amp;&#34;x&#34;" in html
+    assert r"\<b\>&" in md
+    assert "<img" not in md.replace(r"\<img", "")
+    assert r"\input" not in tex
+    assert r"\textbackslash{}input\{y\}" in tex
+
+
+def test_the_same_records_give_the_same_bytes(finished, tmp_path):
+    study, written, _ = finished
+    for name, path in build(study, tmp_path / "again").items():
+        assert path.read_bytes() == written[name].read_bytes(), name
+
+
+def test_missing_templates_are_named(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "REPORTS", tmp_path)
+    with pytest.raises(ReportError, match=r"study.mplstyle is missing: reports are rendered from a checkout"):
+        build(finished[0], tmp_path / "out")
+
+
+def test_judging_never_imports_torch():
+    code = "import sys, study.analysis.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

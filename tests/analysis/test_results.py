@@ -1,0 +1,78 @@
+import math
+
+import numpy as np
+import pytest
+
+from study.analysis.results import Measure, Results
+from study.records.store import RecordError
+from tests.analysis.synthetic import draw_study
+
+PSNR = Measure("bundled", "uint8_y", "psnr")
+
+
+@pytest.fixture
+def study(tmp_path):
+    return draw_study(tmp_path, images=4)
+
+
+def arrange(study):
+    return Results(study.plan, study.ids, study.records, study.statuses)
+
+
+def test_deltas_are_paired_by_seed_and_image(study):
+    # Shuffled rows: pairing is by name, not by place.
+    study.records.images.loc[:] = study.records.images.sample(frac=1, random_state=0).to_numpy()
+    deltas = arrange(study).deltas("soft, count=16", "hard, count=16", PSNR)
+    rows = study.records.images.query("dataset == 'bundled' and protocol == 'uint8_y' and metric == 'psnr'")
+    value = rows.set_index(["run", "image"])["value"]
+    for i, seed in enumerate(deltas.seeds):
+        for j, image in enumerate(deltas.images):
+            one = value[study.ids["soft, count=16", seed], image]
+            assert deltas.values[i, j] == one - value[study.ids["hard, count=16", seed], image]
+    assert deltas.values.shape == (2, 4)
+    assert deltas.seeds_missing == deltas.images_missing == ()
+
+
+def test_an_untrained_reference_serves_every_seed(study):
+    deltas = arrange(study).deltas("hard, count=8", "bicubic", PSNR)
+    assert deltas.seeds == (0, 1)
+    assert deltas.values.mean() == pytest.approx(0.7, abs=0.15)
+    assert arrange(study).deltas("bicubic", "bicubic", PSNR).values.shape == (1, 4)
+
+
+def test_values_that_are_not_finite_are_left_out_and_named(study):
+    frame = study.records.images
+    run = study.ids["hard, count=16", 1]
+    frame.loc[(frame["run"] == run) & (frame["image"] == "image_02"), "value"] = math.inf
+    deltas = arrange(study).deltas("soft, count=16", "hard, count=16", PSNR)
+    assert deltas.images_missing == ("image_02",)
+    assert np.isfinite(deltas.values).all()
+    assert deltas.values.shape == (2, 3)
+
+
+def test_runs_that_are_not_done_do_not_count(study):
+    study.statuses[study.ids["soft, count=16", 0]]["state"] = "failed"
+    results = arrange(study)
+    deltas = results.deltas("soft, count=16", "hard, count=16", PSNR)
+    assert (deltas.seeds, deltas.seeds_missing) == ((1,), (0,))
+    assert results.counts() == {"failed": 1, "done": 12}
+
+
+def test_a_cell_without_values_gives_an_empty_table(study):
+    del study.ids["soft, count=16", 0], study.ids["soft, count=16", 1]
+    results = arrange(study)
+    assert results.deltas("soft, count=16", "hard, count=16", PSNR).values.size == 0
+    assert math.isnan(results.mean("soft, count=16", PSNR))
+    assert results.counts() == {"pending": 2, "done": 11}
+
+
+def test_a_row_stored_twice_is_refused_by_name(study):
+    study.records.images.loc[len(study.records.images)] = study.records.images.iloc[3]
+    with pytest.raises(RecordError, match=r"images.parquet has two rows for bundled/image_00"):
+        arrange(study).values("hard, count=8", PSNR)
+
+
+def test_the_primary_dataset_is_the_first(study):
+    assert arrange(study).primary == PSNR
+    assert arrange(study).datasets == ["bundled", "Set5"]
+    assert arrange(study).untrained == ["bicubic"]

@@ -1,0 +1,158 @@
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from study.analysis import summaries
+from study.analysis.comparisons import compare_declared, compare_exploratory
+from study.analysis.power import detectable_effect
+from study.analysis.results import Measure, Results
+from study.analysis.tables import Table
+from tests.analysis.synthetic import GRID, draw_study
+
+
+@pytest.fixture
+def study(tmp_path):
+    return draw_study(tmp_path, effects={"soft, count=16": 0.1, "hard, count=8": -0.9})
+
+
+def arrange(study):
+    return Results(study.plan, study.ids, study.records, study.statuses)
+
+
+def column(table: Table, name: str) -> dict[Any, Any]:
+    place = [c.name for c in table.columns].index(name)
+    return {row[0].value: row[place] for row in table.entries()}
+
+
+def test_declaration_repeats_what_was_declared(study):
+    rows = {row[0].value: row[1].value for row in summaries.declaration_table(arrange(study)).entries()}
+    assert rows["baseline"] == "hard, count=16"
+    assert rows["claim"] == "retraining on these images"
+    assert rows["correction"] == "Holm over 3"
+    assert rows["stopping rule"] == "fixed: 400 optimiser steps at batch 8"
+    assert rows["seeds"] == "2 (0, 1)"
+    assert rows["margin of equivalence"] == "0.02 dB"
+
+
+def test_results_are_means_of_the_rows(study):
+    table = summaries.results_table(arrange(study))
+    assert [c.group for c in table.columns].count("Set5") == 2
+    rows = study.records.images.query("dataset == 'bundled' and protocol == 'uint8_y' and metric == 'psnr'")
+    runs = [study.ids["soft, count=16", seed] for seed in (0, 1)]
+    entry = column(table, "PSNR")["soft, count=16"]
+    assert entry.value == pytest.approx(rows[rows["run"].isin(runs)]["value"].mean())
+    assert entry.suffix == "(n = 2)"
+    assert column(table, "PSNR")["bicubic"].suffix == ""
+    assert column(table, "parameters")["bicubic"].value == 0
+    assert column(table, "multiply adds 720p")["hard, count=8"].value == pytest.approx(12.34)
+
+
+def test_gain_over_bicubic_is_shown_with_its_sign(study):
+    gains = column(summaries.results_table(arrange(study)), "gain over bicubic")
+    assert (gains["hard, count=8"].suffix, gains["hard, count=8"].tone) == ("▼", "bad")
+    assert (gains["soft, count=16"].suffix, gains["soft, count=16"].tone) == ("▲", "good")
+    assert gains["bicubic"].value is None
+
+
+def test_unfinished_cells_stay_in_the_table(study):
+    study.statuses[study.ids["soft, count=16", 0]]["state"] = "running"
+    for seed in (0, 1):
+        study.statuses[study.ids["soft, count=8", seed]]["state"] = "failed"
+    table = summaries.results_table(arrange(study))
+    assert len(table.rows) == 7
+    assert column(table, "PSNR")["soft, count=8"].value is None
+    assert column(table, "PSNR")["soft, count=16"].suffix == "(n = 1)"
+    assert column(table, "PSNR")["soft, count=16"].tone == "warn"
+    assert table.notes[-1] == (
+        "Unfinished, finished of declared seeds: soft, count=8 (0 of 2); soft, count=16 (1 of 2)."
+    )
+
+
+def test_values_that_are_not_finite_show_as_such(study):
+    frame = study.records.images
+    frame.loc[frame["run"] == study.ids["soft, count=16", 0], "value"] = math.nan
+    assert math.isnan(float(column(summaries.results_table(arrange(study)), "PSNR")["soft, count=16"].value))
+    assert "not finite" in summaries.results_table(arrange(study)).to_markdown()
+
+
+def test_declared_comparisons_have_verdicts_and_explored_ones_have_none(study):
+    results = arrange(study)
+    declared = summaries.comparison_table(compare_declared(results), "comparisons", "")
+    explored = summaries.comparison_table(list(compare_exploratory(results)), "exploratory", "")
+    assert {"verdict", "p, corrected"} <= {c.name for c in declared.columns}
+    assert not {"verdict", "p, corrected"} & {c.name for c in explored.columns}
+    assert len(declared.rows) == 3
+    assert len(explored.rows) == 9
+
+
+def test_noise_floor(study):
+    results = arrange(study)
+    table = summaries.noise_table(results)
+    means = results.means("hard, count=16", Measure("bundled", "uint8_y", "psnr"))
+    sd = float(np.std(means, ddof=1))
+    row = next(row for row in table.entries() if row[0].suffix == "(baseline)")
+    assert row[2].value == pytest.approx(sd)
+    assert row[3].value == pytest.approx(detectable_effect(math.sqrt(2) * sd, 2, 0.05, 0.8))
+    assert row[4].value == pytest.approx(detectable_effect(math.sqrt(2) * sd, 2, 0.05 / 3, 0.8))
+    assert "bicubic" not in column(table, "cell")
+
+
+def test_noise_floor_of_one_seed_is_empty(tmp_path):
+    table = summaries.noise_table(arrange(draw_study(tmp_path, GRID.replace("seeds: 2", "seeds: 1"))))
+    assert all(row[2].value is None and row[1].value == 1 for row in table.entries())
+
+
+def test_equivalence_beyond_the_margin(tmp_path):
+    study = draw_study(tmp_path, GRID.replace("seeds: 2", "seeds: 5"), effects={"soft, count=16": 0.5})
+    texts = column(summaries.equivalence_table(compare_declared(arrange(study))), "equivalence")
+    assert texts["soft, count=16 vs hard, count=16"].value == "no, the whole interval lies beyond the margin"
+    assert texts["hard, count=8 vs hard, count=16"].value.startswith("not attainable, needs about ")
+
+
+def test_protocols_show_the_spread_and_the_level(study):
+    table = summaries.protocol_table(arrange(study))
+    assert [c.name for c in table.columns] == ["comparison", "uint8_y", "matlab_y", "float_y", "spread"]
+    assert table.rows[-1][0] == "level of the baseline"
+    assert float(str(column(table, "spread")["level of the baseline"].value)) == pytest.approx(0.035, abs=1e-3)
+
+
+def test_failed_runs_come_first_and_none_is_left_out(study):
+    run = study.ids["soft, count=32", 1]
+    study.statuses[run] = {"state": "failed", "reason": "loss is nan at step 7", "step": 7, "steps": 400}
+    del study.ids["hard, count=8", 0]
+    rows = summaries.runs_table(arrange(study)).entries()
+    assert len(rows) == 13
+    assert [entry.value for entry in rows[0]][:4] == ["soft, count=32", "1", "failed", "7 / 400"]
+    assert rows[0][4].value == "loss is nan at step 7"
+    assert [entry.value for entry in rows[1]][:3] == ["hard, count=8", "0", "pending"]
+
+
+def test_costs_choose_a_readable_unit(study):
+    table = summaries.costs_table(arrange(study))
+    headings = [c.heading for c in table.columns]
+    assert headings == ["cell", "training (s)", "parameters", "multiply adds 720p (G)"]
+    assert column(table, "training")["bicubic"].value is None
+
+
+def test_ranking_needs_three_cells_and_two_datasets(study, tmp_path):
+    table = summaries.ranking_table(arrange(study))
+    assert table is not None
+    assert table.rows[-1] == ("hard, count=8", 6.0)
+    assert "Friedman over 2 datasets (bundled, Set5)" in table.notes[0]
+    for seed in (0, 1):
+        study.statuses[study.ids["soft, count=8", seed]]["state"] = "failed"
+    assert summaries.ranking_table(arrange(study)) is None
+
+
+def test_other_metrics(study):
+    assert summaries.other_metrics_table(arrange(study)) is None
+    rows = study.records.images.query("metric == 'psnr' and protocol == 'uint8_y'")
+    extra = [rows.assign(metric=name, protocol="rgb") for name in ("lpips", "fsim")]
+    study.records = replace(study.records, images=pd.concat([study.records.images, *extra], ignore_index=True))
+    table = summaries.other_metrics_table(arrange(study))
+    assert table is not None
+    assert [(c.name, c.best) for c in table.columns[1:]] == [("LPIPS", "low"), ("FSIM", "high")] * 2
