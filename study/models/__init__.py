@@ -1,0 +1,36 @@
+"""Networks: images in [0, 1] in, images in [0, 1] times the scale out; one class per kind of the schema."""
+
+import hashlib
+
+import torch
+from torch import nn
+
+from study.grid.schema import Run
+from study.models.bicubic import Bicubic
+from study.models.catanet import CATANet
+from study.models.cfsr import CFSR
+from study.models.imdn import IMDN
+
+MODELS: dict[str, type[nn.Module]] = {"bicubic": Bicubic, "catanet": CATANet, "cfsr": CFSR, "imdn": IMDN}
+
+
+def build(run: Run) -> nn.Module:
+    """The run's network, initialised from its seed.
+
+    Every submodule draws from a generator of its own, seeded by (seed, name), so that two variants share the initial
+    values of all modules they have in common, and adding a module moves no other.
+    """
+    network = MODELS[run.model.kind](run.model, run.scale)
+    if any(parameter.is_meta for parameter in network.parameters()):
+        return network
+    with torch.random.fork_rng(devices=[]):
+        for name, module in network.named_modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                torch.manual_seed(_seed(run.seed, name))
+                reset()
+    return network
+
+
+def _seed(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") >> 1

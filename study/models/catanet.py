@@ -1,0 +1,152 @@
+"""CATANet (Liu et al., CVPR 2025, arXiv 2503.06896), with the hard or another assignment in its blocks."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from study.grid.models import CATANet as CATANetConfig
+from study.models.hard import HardAggregation
+from study.models.layers import ConvFFN, PreNorm, SelfAttention
+from study.models.prior import descriptor
+from study.models.soft import SoftAggregation
+from study.models.windows import Blend, blend, cut
+
+_SLOPE = 0.1
+_SMALLEST_PX = 8
+
+
+class LocalAttention(nn.Module):
+    """Local-region self-attention in overlapping windows, then a feed-forward network; map in, map out."""
+
+    def __init__(self, config: CATANetConfig, index: int) -> None:
+        super().__init__()
+        width = config.width
+        self.window = config.windows[index % len(config.windows)]
+        self.blend: Blend = config.blend
+        attention = SelfAttention(width, config.qk_width, width, config.heads)
+        self.layer = nn.ModuleList([PreNorm(width, attention), PreNorm(width, ConvFFN(width, config.mlp_width))])
+
+    def forward(self, x: Tensor, descriptor: Tensor | None = None) -> Tensor:
+        """(B, H, W, d) -> (B, H, W, d); a local window has no use for a prior's descriptor."""
+        attention, mlp = self.layer
+        windows = cut(x, self.window)
+        tokens = windows.flatten(0, 2).flatten(1, 2)
+        tokens = tokens + attention(tokens)
+        x = blend(tokens.view(windows.shape), x.shape[1], x.shape[2], self.blend)
+        return x + mlp(x)
+
+
+class Block(nn.Sequential):
+    """Token aggregation, unless the assignment is `none`, then local attention; map in, map out."""
+
+    def __init__(self, config: CATANetConfig, index: int) -> None:
+        aggregation = {"hard": [HardAggregation], "soft": [SoftAggregation], "none": []}[config.assignment.kind]
+        super().__init__(*(part(config, index) for part in aggregation), LocalAttention(config, index))
+
+    def forward(self, x: Tensor, descriptor: Tensor | None) -> Tensor:
+        """(B, H, W, d) and the prior's descriptor, (B, H * W, bands) or None."""
+        for part in self:
+            x = part(x, descriptor)
+        return x
+
+
+class CATANet(nn.Module):
+    """The network; names and shapes of its state are those of the published checkpoints."""
+
+    def __init__(self, config: CATANetConfig, scale: int) -> None:
+        super().__init__()
+        self.config = config
+        self.scale = scale
+        width = config.width
+        self.first_conv = nn.Conv2d(3, width, 3, padding=1)
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.blocks))
+        self.mid_convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(config.blocks))
+        if scale == 4:
+            self.upconv1 = nn.Conv2d(width, width * 4, 3, padding=1)
+            self.upconv2 = nn.Conv2d(width, width * 4, 3, padding=1)
+        elif scale > 1:
+            self.upconv = nn.Conv2d(width, width * scale**2, 3, padding=1)
+        self.last_conv = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Enlarges images.
+
+        Args:
+            x: (B, 3, H, W), sides of at least 8 pixels.
+            keys: int64 (B,), a seed per image, for priors that draw; zeros when absent.
+
+        Returns:
+            (B, 3, H * scale, W * scale).
+        """
+        features = self._features(x, keys)
+        if self.scale == 1:
+            return x + self.last_conv(features)
+        if self.scale == 4:
+            features = F.leaky_relu(F.pixel_shuffle(self.upconv1(features), 2), _SLOPE, inplace=True)
+        last = self.upconv2 if self.scale == 4 else self.upconv
+        residual = _convolve_shuffled(F.leaky_relu(last(features), _SLOPE, inplace=True), self.last_conv)
+        return F.interpolate(x, scale_factor=self.scale, mode="bilinear", align_corners=False) + residual
+
+    @torch.no_grad()
+    def assignment_maps(self, x: Tensor, keys: Tensor | None = None) -> list[Tensor]:
+        """Prototype index of each token at test, int64 (B, H, W), one map per block that assigns."""
+        was_training = self.training
+        self.eval()
+        try:
+            self._features(x, keys)
+            return [block.assignment().unflatten(1, x.shape[2:]) for block in self._aggregations()]
+        finally:
+            self.train(was_training)
+
+    def diagnostics(self) -> dict[str, float]:
+        """How the last forward used the prototypes: `name.block`, see `occupancy` and `SoftAggregation.measures`."""
+        measures = {
+            f"{name}.{index}": value
+            for index, block in enumerate(self._aggregations())
+            for name, value in block.measures().items()
+        }
+        values = torch.stack([value.double() for value in measures.values()]).tolist() if measures else []
+        return dict(zip(measures, values, strict=True))
+
+    def _aggregations(self) -> list[HardAggregation | SoftAggregation]:
+        return [part for part in self.blocks.modules() if isinstance(part, HardAggregation | SoftAggregation)]
+
+    def _features(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        if min(x.shape[2:]) < _SMALLEST_PX:
+            raise ValueError(f"CATANet needs images of at least 8 x 8 pixels, got {x.shape[2]} x {x.shape[3]}")
+        shallow = self.first_conv(x.contiguous(memory_format=torch.channels_last))
+        guidance = descriptor(self.config.assignment, x, keys)
+        features = shallow
+        for block, mid_conv in zip(self.blocks, self.mid_convs, strict=True):
+            mixed = block(features.permute(0, 2, 3, 1).contiguous(), guidance)
+            features = features + mid_conv(mixed.permute(0, 3, 1, 2))
+        return features + shallow
+
+
+def _convolve_shuffled(features: Tensor, conv: nn.Conv2d) -> Tensor:
+    """`conv(pixel_shuffle(features))` for a 3 x 3 `conv`, computed before the shuffle, which then moves few channels.
+
+    Each of the f * f phases of the output gets the kernel's taps where the shuffle would have brought them, on the
+    coarse grid's 3 x 3 neighbours.
+
+    Args:
+        features: (B, d * f * f, H, W).
+        conv: d -> c channels.
+
+    Returns:
+        (B, c, H * f, W * f).
+    """
+    out_channels, in_channels = conv.weight.shape[:2]
+    factor = math.isqrt(features.shape[1] // in_channels)
+    phases = [
+        F.pad(conv.weight, (factor + x - 1, 2 * factor - x - 2, factor + y - 1, 2 * factor - y - 2))
+        for y in range(factor)
+        for x in range(factor)
+    ]
+    fine = torch.stack(phases, dim=1).unflatten(4, (3, factor)).unflatten(3, (3, factor))
+    weight = fine.permute(0, 1, 2, 4, 6, 3, 5).reshape(out_channels * factor**2, features.shape[1], 3, 3)
+    assert conv.bias is not None
+    bias = conv.bias.repeat_interleave(factor**2)
+    return F.pixel_shuffle(F.conv2d(features, weight, bias, padding=1), factor)

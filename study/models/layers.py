@@ -1,0 +1,127 @@
+"""Parts shared by CATANet's blocks; maps inside the blocks are (B, H, W, d), contiguous, so that tokens are a view."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_ALIGNMENT = 8  # of head widths: fused attention kernels refuse others
+
+
+def head_width(*widths: int) -> int:
+    """Common width, in channels, to which the heads of queries, keys and values are padded."""
+    return -(-max(widths) // _ALIGNMENT) * _ALIGNMENT
+
+
+def pad_output_heads(weight: Tensor, heads: int, width: int) -> Tensor:
+    """Zero rows after each head of a projection's weight: (heads * e, d) -> (heads * width, d)."""
+    per_head = weight.unflatten(0, (heads, -1))
+    return F.pad(per_head, (0, 0, 0, width - per_head.shape[1])).flatten(0, 1)
+
+
+def pad_input_heads(weight: Tensor, heads: int, width: int) -> Tensor:
+    """Zero columns after each head that a projection reads: (d, heads * e) -> (d, heads * width)."""
+    per_head = weight.unflatten(1, (heads, -1))
+    return F.pad(per_head, (0, width - per_head.shape[2])).flatten(1)
+
+
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, *, heads: int, scale: float, real: Tensor | None = None
+) -> Tensor:
+    """Softmax attention of heads that lie in contiguous channels.
+
+    Args:
+        queries: (B, L, heads * e); keys and values likewise, (B, S, heads * e).
+        keys: see queries.
+        values: see queries.
+        heads: number of heads.
+        scale: factor of the products; that of the unpadded width.
+        real: bool (B, S), the keys that may be attended; all when absent.
+
+    Returns:
+        (B, L, heads * e).
+    """
+    split = [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (queries, keys, values)]
+    mask = None if real is None else real[:, None, None, :].expand(-1, -1, queries.shape[1], -1)
+    mixed = F.scaled_dot_product_attention(split[0], split[1], split[2], attn_mask=mask, scale=scale)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention without biases; (B, L, d) -> (B, L, d)."""
+
+    def __init__(self, width: int, qk_width: int, value_width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = (qk_width // heads) ** -0.5
+        self.head_width = head_width(qk_width // heads, value_width // heads)
+        self.to_q = nn.Linear(width, qk_width, bias=False)
+        self.to_k = nn.Linear(width, qk_width, bias=False)
+        self.to_v = nn.Linear(width, value_width, bias=False)
+        self.proj = nn.Linear(value_width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Three products: one for all would have to be split, and its gradient joined again by a copy.
+        queries, keys, values = (
+            F.linear(x, pad_output_heads(part.weight, self.heads, self.head_width))
+            for part in (self.to_q, self.to_k, self.to_v)
+        )
+        mixed = attend(queries, keys, values, heads=self.heads, scale=self.scale)
+        return F.linear(mixed, pad_input_heads(self.proj.weight, self.heads, self.head_width))
+
+
+class DepthwiseConv(nn.Module):
+    """5 x 5 depthwise convolution and GELU; (B, H, W, C) -> (B, H, W, C)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise_conv = nn.Sequential(nn.Conv2d(width, width, 5, padding=2, groups=width), nn.GELU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.depthwise_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class ConvFFN(nn.Module):
+    """Feed-forward network with a depthwise convolution beside its activation; (B, H, W, d) -> (B, H, W, d)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.dwconv = DepthwiseConv(hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.gelu(self.fc1(x))
+        return self.fc2(hidden + self.dwconv(hidden))
+
+
+class MLP(nn.Module):
+    """Linear, GELU, Linear; (..., d) -> (..., d)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class PreNorm(nn.Module):
+    """`fn(LayerNorm(x))`; the residual is the caller's."""
+
+    def __init__(self, width: int, fn: nn.Module) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(self.norm(x))
+
+
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """No autocast on the tensor's device: for cosines and the softmax over prototypes."""
+    if x.is_meta:
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)

@@ -1,0 +1,202 @@
+"""Token aggregation with a soft assignment: tokens to prototypes, among prototypes, and back to tokens (ours).
+
+Cost is O(N M d); there is no sort and no gather (methods.md section 3).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from study.grid.models import CATANet, Soft
+from study.models.layers import (
+    MLP,
+    ConvFFN,
+    PreNorm,
+    SelfAttention,
+    attend,
+    full_precision,
+    head_width,
+    pad_input_heads,
+    pad_output_heads,
+)
+from study.models.prototypes import PrototypeBlock, occupancy
+
+# Where the entropy of A begins at half of log M: measured at initialisation after the first training forward, eight
+# 64 x 64 crops of B100, default size, mean over blocks, 0.50 to 0.52 of log M each (0.1 gives k-means 0.94).
+_FIRST_TEMPERATURE = {"ema_kmeans": 0.009, "frozen": 0.002, "learned": 0.1, "per_image": 0.007}
+_LEAST_LOAD = 1e-6
+
+
+class Flow(nn.Module):
+    """Projections at the two ends of a flow between tokens and prototypes."""
+
+    def __init__(self, width: int, flow: int) -> None:
+        super().__init__()
+        self.to_v = nn.Linear(width, flow, bias=False)
+        self.proj = nn.Linear(flow, width, bias=False)
+
+
+class SoftAggregation(PrototypeBlock):
+    """Token aggregation block of the soft arm; map in, map out.
+
+    Its projections are as wide as makes it as large as the hard block, see `flow_widths`.
+    """
+
+    def __init__(self, config: CATANet, index: int) -> None:
+        soft = config.assignment
+        assert isinstance(soft, Soft)
+        super().__init__(config.prototypes, config.width, config.prototypes.count[index % len(config.prototypes.count)])
+        width = config.width
+        flow, hidden = flow_widths(config)
+        self.soft = soft
+        self.heads = config.heads
+        self.norm = nn.LayerNorm(width)
+        self.log_temperature = nn.Parameter(torch.empty(()))
+        self.guidance = None if soft.prior.kind == "none" else nn.Parameter(torch.empty(self.count, soft.prior.bands))
+        self.to_prototypes = Flow(width, flow)
+        self.among_prototypes = nn.ModuleList(
+            [PreNorm(width, SelfAttention(width, flow, flow, config.heads)), PreNorm(width, MLP(width, hidden))]
+        )
+        self.to_tokens = Flow(width, flow)
+        attends = soft.scatter == "attention"
+        self.to_q = nn.Linear(width, flow, bias=False) if attends else None
+        self.to_k = nn.Linear(width, flow, bias=False) if attends else None
+        self.conv1x1 = nn.Conv2d(width, width, 1, bias=False)
+        self.mlp = PreNorm(width, ConvFFN(width, config.mlp_width))
+        self._seen: tuple[Tensor, Tensor, Tensor | None] | None = None
+        self._reset_guidance()
+
+    def _reset_guidance(self) -> None:
+        nn.init.constant_(self.log_temperature, math.log(_FIRST_TEMPERATURE[self.config.update]))
+        if self.guidance is not None:
+            nn.init.zeros_(self.guidance)
+
+    def reset_parameters(self) -> None:
+        """Prototypes as in `PrototypeBlock`, the first temperature, no guidance."""
+        super().reset_parameters()
+        self._reset_guidance()
+
+    def forward(self, x: Tensor, descriptor: Tensor | None = None) -> Tensor:
+        """(B, H, W, d) -> (B, H, W, d); the prior's descriptor is (B, H * W, bands)."""
+        mixed = self.mix(self.norm(x).flatten(1, 2), descriptor)
+        x = x + mixed.unflatten(1, x.shape[1:3])
+        return x + self.mlp(x)
+
+    def mix(self, normed: Tensor, descriptor: Tensor | None = None) -> Tensor:
+        """The flow through the prototypes, before the residual; (B, N, d) -> (B, N, d)."""
+        with full_precision(normed):
+            tokens = normed.float() if normed.dtype in (torch.bfloat16, torch.float16) else normed
+            prototypes = self.prototypes(tokens)
+            shares = self.shares(tokens, prototypes, descriptor)
+        self._seen = (tokens.detach(), prototypes.detach(), descriptor)
+        prototypes = prototypes + self._gather(normed, shares)
+        for part in self.among_prototypes:
+            prototypes = prototypes + part(prototypes)
+        return self._scatter(normed, shares, prototypes)
+
+    def shares(self, tokens: Tensor, prototypes: Tensor, descriptor: Tensor | None = None) -> Tensor:
+        """The assignment A: each token's weights over prototypes, one set per head.
+
+        Args:
+            tokens: normed, (B, N, d).
+            prototypes: (1 or B, M, d).
+            descriptor: (B, N, bands) or None.
+
+        Returns:
+            (B, heads, N, M); rows sum to 1.
+        """
+        units, centres = (
+            F.normalize(part.unflatten(-1, (self.heads, -1)), dim=-1).transpose(1, 2) for part in (tokens, prototypes)
+        )
+        logits = (units * (-self.log_temperature).exp()) @ centres.transpose(2, 3)
+        if self.guidance is not None and descriptor is not None:
+            logits = logits + (descriptor @ self.guidance.T)[:, None]
+        if self.soft.support == "sparsemax":
+            return sparsemax(logits)
+        return logits.softmax(dim=-1) if self.soft.top_k is None else top_softmax(logits, self.soft.top_k)
+
+    def assignment(self) -> Tensor:
+        """Index of the prototype with the largest weight, averaged over heads, in the last forward; (B, N)."""
+        return self._last_shares().mean(dim=1).argmax(dim=-1)
+
+    def measures(self) -> dict[str, Tensor]:
+        """`occupancy` of the last forward, `entropy_nats` of A (mean over tokens and heads) and `temperature`."""
+        shares = self._last_shares()
+        entropy = torch.special.entr(shares).sum(dim=-1).mean()
+        temperature = self.log_temperature.detach().exp()
+        load = shares.mean(dim=(0, 1, 2))
+        return {"entropy_nats": entropy, "temperature": temperature, **occupancy(load)}
+
+    @torch.no_grad()
+    def _last_shares(self) -> Tensor:
+        assert self._seen is not None, "no forward yet"
+        with full_precision(self._seen[0]):
+            return self.shares(*self._seen)
+
+    def _gather(self, normed: Tensor, shares: Tensor) -> Tensor:
+        """Tokens to prototypes: weighted means of values, A normalised over the tokens; (B, M, d)."""
+        values = self.to_prototypes.to_v(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        load = shares.sum(dim=2)[..., None] + _LEAST_LOAD
+        means = (shares.transpose(2, 3) @ values) / load
+        return self.to_prototypes.proj(means.transpose(1, 2).flatten(2))
+
+    def _scatter(self, normed: Tensor, shares: Tensor, prototypes: Tensor) -> Tensor:
+        """Prototypes to tokens, by the same weights or by attention; (B, N, d)."""
+        # Nothing lies between the two linear maps, so they are applied as one.
+        weight = self.conv1x1.weight.flatten(1) @ self.to_tokens.proj.weight
+        if self.to_q is None or self.to_k is None:
+            values = self.to_tokens.to_v(prototypes).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            return F.linear((shares @ values).transpose(1, 2).flatten(2), weight)
+        per_head = self.to_q.out_features // self.heads
+        wide = head_width(per_head)
+        queries, keys, values = (
+            F.linear(source, pad_output_heads(to.weight, self.heads, wide))
+            for source, to in ((normed, self.to_q), (prototypes, self.to_k), (prototypes, self.to_tokens.to_v))
+        )
+        mixed = attend(queries, keys, values, heads=self.heads, scale=per_head**-0.5)
+        return F.linear(mixed, pad_input_heads(weight, self.heads, wide))
+
+
+def flow_widths(config: CATANet) -> tuple[int, int]:
+    """Width of all projections of the soft flow, and of its MLP, that give the soft block the hard block's size.
+
+    The projections are as wide as leaves the MLP at least as wide; the MLP takes up what remains. A prior's map G is
+    not made room for, so that the widths are the same with and without one.
+    """
+    width = config.width
+    room = 3 * width * config.qk_width + 3 * width**2 - 5 * width - 1  # biases, two norms, a temperature
+    per_flow = (10 if isinstance(config.assignment, Soft) and config.assignment.scatter == "attention" else 8) * width
+    per_hidden = 2 * width + 1
+    flow = room // (per_flow + per_hidden) // config.heads * config.heads
+    flow = max(flow, config.heads)
+    return flow, max(1, round((room - flow * per_flow) / per_hidden))
+
+
+def top_softmax(logits: Tensor, count: int) -> Tensor:
+    """Softmax over the `count` largest entries of each row, zero elsewhere.
+
+    With one entry the weight is 1 whatever its logit, so there the gradient is that of the full softmax
+    (straight-through).
+    """
+    if count == 1:
+        shares = logits.softmax(dim=-1)
+        largest = logits.argmax(dim=-1, keepdim=True)
+        return torch.zeros_like(shares).scatter(-1, largest, 1.0) + (shares - shares.detach())
+    largest = logits.topk(count, dim=-1).indices
+    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, largest, True)
+    return logits.masked_fill(~kept, -math.inf).softmax(dim=-1)
+
+
+def sparsemax(logits: Tensor) -> Tensor:
+    """Euclidean projection of each row onto the simplex (Martins & Astudillo, ICML 2016, algorithm 1)."""
+    with torch.no_grad():
+        ordered = logits.sort(dim=-1, descending=True).values
+        rank = torch.arange(1, logits.shape[-1] + 1, device=logits.device, dtype=logits.dtype)
+        excess = ordered.cumsum(dim=-1) - 1
+        count = (rank * ordered > excess).sum(dim=-1, keepdim=True)
+        support = logits * count > excess.gather(-1, count - 1)
+        size = support.sum(dim=-1, keepdim=True)
+    threshold = (logits.masked_fill(~support, 0).sum(dim=-1, keepdim=True) - 1) / size
+    return (logits - threshold).clamp(min=0).masked_fill(~support, 0)

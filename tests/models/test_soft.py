@@ -1,0 +1,217 @@
+"""The soft aggregation: what its weights and flows must satisfy."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from study.grid.models import CATANet
+from study.models import catanet
+from study.models.prototypes import similarities
+from study.models.soft import SoftAggregation, flow_widths, sparsemax, top_softmax
+from tests.shared import shared
+
+WIDTH, COUNT = 12, 5
+SUPPORTS: list[dict[str, Any]] = [
+    {"support": "dense"},
+    {"support": "topk", "top_k": 1},
+    {"support": "topk", "top_k": 3},
+]
+SUPPORTS += [{"support": "sparsemax"}]
+
+
+def block(update: str = "ema_kmeans", heads: int = 2, **soft: Any) -> SoftAggregation:
+    config = CATANet.model_validate(
+        {
+            "width": WIDTH,
+            "qk_width": 8,
+            "mlp_width": 10,
+            "heads": heads,
+            "prototypes": {"count": [COUNT], "update": update},
+            "assignment": {"kind": "soft", **soft},
+        }
+    )
+    torch.manual_seed(0)
+    module = SoftAggregation(config, 0).double()
+    if update in ("ema_kmeans", "frozen"):
+        module.means.copy_(numbers(COUNT, WIDTH, seed=1))
+        module.initted.fill_(True)
+    with torch.no_grad():
+        module.log_temperature.fill_(math.log(0.2))
+    return module.eval()
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("soft", SUPPORTS)
+def test_rows_sum_to_one(soft: dict) -> None:
+    shares = block(**soft).shares(numbers(2, 20, WIDTH), numbers(1, COUNT, WIDTH, seed=1))
+    assert shares.shape == (2, 2, 20, COUNT)
+    torch.testing.assert_close(shares.sum(dim=-1), torch.ones(2, 2, 20, dtype=torch.float64))
+    assert shares.min() >= 0
+    if soft.get("top_k"):
+        assert ((shares > 0).sum(dim=-1) == soft["top_k"]).all()
+
+
+def test_dense_shares_are_the_formula() -> None:
+    module = block()
+    tokens, prototypes, descriptor = numbers(1, 7, WIDTH), numbers(1, COUNT, WIDTH, seed=1), numbers(1, 7, 4, seed=2)
+    guided = block(prior={"kind": "frequency"})
+    assert guided.guidance is not None
+    torch.nn.init.normal_(guided.guidance)
+    for network, bias in ((module, 0), (guided, descriptor[0] @ guided.guidance.T)):
+        for head, channels in enumerate((slice(0, 6), slice(6, 12))):
+            cosines = F.cosine_similarity(tokens[0, :, None, channels], prototypes[0, None, :, channels], dim=-1)
+            expected = (cosines / 0.2 + bias).softmax(dim=-1)
+            torch.testing.assert_close(network.shares(tokens, prototypes, descriptor)[0, head], expected)
+
+
+def test_top_one_is_the_hard_assignment() -> None:
+    module = block(heads=1, support="topk", top_k=1)
+    tokens = numbers(2, 50, WIDTH)
+    shares = module.shares(tokens, module.means[None])[:, 0]
+    nearest = similarities(tokens, module.means[None]).argmax(dim=-1)
+    torch.testing.assert_close(shares, F.one_hot(nearest, COUNT).double())
+    assert torch.equal(shares.argmax(dim=-1), nearest)
+
+
+def test_top_one_passes_the_gradient_of_the_full_softmax() -> None:
+    logits, weight = numbers(3, COUNT).requires_grad_(), numbers(3, COUNT, seed=1)
+    (through,) = torch.autograd.grad((top_softmax(logits, 1) * weight).sum(), logits)
+    (full,) = torch.autograd.grad((logits.softmax(dim=-1) * weight).sum(), logits)
+    torch.testing.assert_close(through, full)
+
+
+def test_top_k_of_equal_logits_keeps_k() -> None:
+    assert ((top_softmax(torch.zeros(4, COUNT), 3) > 0).sum(dim=-1) == 3).all()
+
+
+def test_sparsemax_known_values_and_gradient() -> None:
+    logits = torch.tensor([[0.5, 0.0, -1.0], [3.0, 0.0, 0.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
+    expected = torch.tensor([[0.75, 0.25, 0], [1, 0, 0], [1 / 3, 1 / 3, 1 / 3]], dtype=torch.float64)
+    torch.testing.assert_close(sparsemax(logits), expected)
+    assert torch.autograd.gradcheck(sparsemax, (numbers(6, COUNT).requires_grad_(),))
+
+
+def test_sparsemax_is_the_nearest_point_of_the_simplex() -> None:
+    logits = numbers(50, COUNT)
+    others = torch.distributions.Dirichlet(torch.full((COUNT,), 0.5, dtype=torch.float64)).sample((200, 1))
+    nearest = (logits - sparsemax(logits)).square().sum(dim=-1)
+    assert (nearest <= (logits - others).square().sum(dim=-1) + 1e-12).all()
+
+
+@pytest.mark.parametrize("soft", [*SUPPORTS, {"scatter": "attention"}, {"prior": {"kind": "frequency"}}])
+@pytest.mark.parametrize("update", ["ema_kmeans", "learned"])
+def test_permuted_tokens_give_permuted_output(soft: dict, update: str) -> None:
+    module = block(update, **soft)
+    if module.guidance is not None:
+        torch.nn.init.normal_(module.guidance)
+    tokens, descriptor = numbers(2, 30, WIDTH), numbers(2, 30, 4, seed=2)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(
+        module.mix(tokens[:, order], descriptor[:, order]), module.mix(tokens, descriptor)[:, order]
+    )
+
+
+@pytest.mark.parametrize("soft", [{"support": "topk", "top_k": 1}, {"support": "sparsemax"}])
+def test_an_unused_prototype_is_harmless(soft: dict) -> None:
+    module = block(**soft).train()
+    tokens = numbers(1, 30, WIDTH)
+    tokens[..., 0::6] = tokens[..., 0::6].abs() * 4 + 4  # in both heads
+    tokens.requires_grad_()
+    with torch.no_grad():
+        module.means[2] = 0
+        module.means[2, 0::6] = -1  # opposite to every token
+    shares = module.shares(tokens, module.means[None])
+    assert shares[..., 2].abs().sum() == 0
+    assert module._gather(tokens, shares)[:, 2].abs().max() == 0
+    module.mix(tokens).square().sum().backward()
+    assert tokens.grad is not None
+    assert torch.isfinite(tokens.grad).all()
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
+    torch.testing.assert_close(F.normalize(module.means[2], dim=0)[0::6], torch.full((2,), -(0.5**0.5)).double())
+    assert module.measures()["dead_share"] >= 0.2
+
+
+@pytest.mark.parametrize(
+    "soft", [{}, {"support": "sparsemax"}, {"support": "topk", "top_k": 3}, {"scatter": "attention"}]
+)
+@pytest.mark.parametrize("update", ["ema_kmeans", "learned", "per_image"])
+def test_gradients(soft: dict, update: str) -> None:
+    module = block(update, **soft, prior={"kind": "frequency"})
+    assert module.guidance is not None
+    torch.nn.init.normal_(module.guidance)
+    tokens, descriptor = numbers(2, 9, WIDTH).requires_grad_(), numbers(2, 9, 4, seed=2)
+    # Per-image prototypes have a gradient of their last step only, so there the tokens stay out.
+    inputs = (tokens.detach() if update == "per_image" else tokens, module.log_temperature, module.guidance)
+    assert torch.autograd.gradcheck(lambda tokens, *_: module.mix(tokens, descriptor), inputs)
+
+
+def test_every_parameter_is_trained() -> None:
+    for soft in (*SUPPORTS, {"scatter": "attention"}):
+        for update in ("ema_kmeans", "frozen", "learned", "per_image"):
+            module = block(update, **soft, prior={"kind": "frequency"}).train()
+            module(numbers(2, 5, 6, WIDTH), numbers(2, 30, 4, seed=1)).square().sum().backward()
+            silent = [n for n, p in module.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
+            assert not silent
+
+
+def size(assignment: dict, scale: int = 4, **config: Any) -> int:
+    network = catanet.CATANet(CATANet.model_validate({"assignment": assignment, **config}), scale)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+SMALL = {"width": 24, "blocks": 2, "qk_width": 24, "mlp_width": 48}
+
+
+@pytest.mark.parametrize("config", [{}, SMALL, {"prototypes": {"update": "learned"}}, {**SMALL, "windows": [8]}])
+@pytest.mark.parametrize("soft", [{}, {"scatter": "attention"}, {"prior": {"kind": "frequency"}}])
+def test_parameters_match_the_hard_arm(config: dict, soft: dict) -> None:
+    hard = size({"kind": "hard"}, **config)
+    assert abs(size({"kind": "soft", **soft}, **config) / hard - 1) < 0.02
+    shared = CATANet.model_validate({"assignment": {"kind": "soft", **soft}, **config})
+    flow, hidden = flow_widths(shared)
+    assert flow % shared.heads == 0
+    assert hidden >= flow
+
+
+@pytest.mark.parametrize("update", ["ema_kmeans", "frozen", "learned", "per_image"])
+def test_entropy_begins_near_half_of_its_maximum(update: str) -> None:
+    paths = sorted(shared("data/B100/HR").iterdir())[5::25]
+    crops = [np.asarray(Image.open(path).convert("RGB").reduce(4))[8:56, 8:56] for path in paths]
+    images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2) / 255
+    torch.manual_seed(3)
+    config = {"assignment": {"kind": "soft"}, "prototypes": {"update": update}, "blocks": 4}
+    network = catanet.CATANet(CATANet.model_validate(config), 2).train()
+    with torch.no_grad():
+        network(images)
+    values = network.diagnostics()
+    parts = [values[f"entropy_nats.{i}"] / math.log(count) for i, count in enumerate((16, 32, 64, 128))]
+    # Eight images and two networks give 0.50 to 0.52; these few differ by what images differ.
+    assert sum(parts) / 4 == pytest.approx(0.5, abs=0.2)
+
+
+def test_measures_of_known_shares() -> None:
+    module = block(heads=1)
+    module.means.copy_(torch.eye(WIDTH, dtype=torch.float64)[:COUNT])
+    tokens = torch.eye(WIDTH, dtype=torch.float64)[None, COUNT:]  # orthogonal to every prototype
+    module.mix(tokens)
+    measures = module.measures()
+    assert float(measures["entropy_nats"]) == pytest.approx(math.log(COUNT))
+    assert float(measures["load_entropy_nats"]) == pytest.approx(math.log(COUNT))
+    assert float(measures["temperature"]) == pytest.approx(0.2)
+    assert float(measures["dead_share"]) == 0
+
+
+def test_assignment_is_the_largest_share() -> None:
+    module = block(heads=1)
+    tokens = numbers(2, 30, WIDTH)
+    module.mix(tokens)
+    assert torch.equal(module.assignment(), similarities(tokens, module.means[None]).argmax(dim=-1))
