@@ -48,7 +48,7 @@ class Sample:
 
 
 def crops(model: nn.Module, images: ImageSet, scale: int, settings: Evaluation, device: torch.device) -> list[Sample]:
-    """Crops of the first `settings.samples` images, of 32 x 32 LR px, where HR luminance varies most.
+    """Crops of the first `settings.samples` images, of 32 x 32 LR px, where the HR image has the most fine detail.
 
     The place depends on the HR image alone, so every network shows the same one. The whole image is enlarged, then
     cut. The map is taken over the whole image, or over a window of a tile's size where it would be tiled.
@@ -110,11 +110,14 @@ def save_crops(
 
 
 def _most_detailed(hr: np.ndarray, side: int, scale: int) -> tuple[int, int]:
-    """Row and column, in LR pixels, of the square of `side` LR pixels with the largest luminance variance."""
+    """Row and column, in LR pixels, of the square of `side` LR pixels with the most fine detail.
+
+    Detail is the mean distance of luminance from its 5 x 5 mean: texture counts for more than one strong edge.
+    """
     y = luma(image_tensor(hr, torch.device("cpu"), torch.float64))
-    mean, square = (F.avg_pool2d(values, side * scale, stride=_STEP_LR_PX * scale) for values in (y, y * y))
-    variance = (square - mean**2)[0, 0]
-    row, column = divmod(int(variance.argmax()), variance.shape[1])
+    detail = (y - F.avg_pool2d(y, 5, stride=1, padding=2, count_include_pad=False)).abs()
+    means = F.avg_pool2d(detail, side * scale, stride=_STEP_LR_PX * scale)[0, 0]
+    row, column = divmod(int(means.argmax()), means.shape[1])
     return row * _STEP_LR_PX, column * _STEP_LR_PX
 
 

@@ -28,9 +28,9 @@ def descriptor(assignment: Hard | Soft | NoAssignment, image: Tensor, keys: Tens
         image: (B, 3, H, W) in [0, 1].
         keys: int64 (B,), the seed of each image's draws (`shuffled`, `noise`); zeros when absent.
     """
-    prior = assignment.prior if isinstance(assignment, Soft) else NoPrior()
-    if isinstance(prior, NoPrior):
+    if not isinstance(assignment, Soft) or isinstance(assignment.prior, NoPrior):
         return None
+    prior = assignment.prior
     if keys is None:
         keys = torch.zeros(len(image), dtype=torch.int64, device=image.device)
     with full_precision(image):

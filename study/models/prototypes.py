@@ -147,10 +147,10 @@ def kmeans(tokens: Tensor, prototypes: Tensor, iterations: int, *, everywhere: b
 
 def _kmeans_step(tokens: Tensor, prototypes: Tensor, everywhere: bool) -> Tensor:
     with torch.no_grad():
-        nearest = similarities(tokens, prototypes).max(dim=-1, keepdim=True).indices
-        # A product with a one-hot matrix, not an atomic sum: the same bits each time on a GPU too.
-        members = tokens.new_zeros(*tokens.shape[:2], prototypes.shape[1]).scatter_(2, nearest, 1)
-    totals = torch.cat([torch.bmm(members.transpose(1, 2), tokens), members.sum(dim=1)[..., None]], dim=-1)
+        nearest = similarities(tokens, prototypes).max(dim=-1).indices
+    # Atomic sums would not give the same bits each time on a GPU; a product is slow on a CPU.
+    clusters = summed_in_turn if tokens.device.type == "cpu" else summed_by_product
+    totals = clusters(tokens, nearest, prototypes.shape[1])
     if everywhere:
         if torch.is_grad_enabled():
             totals = distributed_functional.all_reduce(totals)
@@ -158,6 +158,21 @@ def _kmeans_step(tokens: Tensor, prototypes: Tensor, everywhere: bool) -> Tensor
             distributed.all_reduce(totals)
     sums, sizes = totals.split([tokens.shape[-1], 1], dim=-1)
     return torch.where(sizes > 0, F.normalize(sums, dim=-1), F.normalize(prototypes, dim=-1))
+
+
+def summed_in_turn(tokens: Tensor, nearest: Tensor, count: int) -> Tensor:
+    """Sum and number of the tokens (B, N, d) of each cluster, one token after the other; (B, M, d + 1)."""
+    batch, _, width = tokens.shape
+    rows = (nearest + torch.arange(batch, device=nearest.device)[:, None] * count).flatten()
+    sums = tokens.new_zeros(batch * count, width).index_add(0, rows, tokens.flatten(0, 1))
+    sizes = tokens.new_zeros(batch * count).index_add(0, rows, tokens.new_ones(len(rows)))
+    return torch.cat([sums, sizes[:, None]], dim=1).unflatten(0, (batch, count))
+
+
+def summed_by_product(tokens: Tensor, nearest: Tensor, count: int) -> Tensor:
+    """The same through a product with a one-hot matrix."""
+    members = tokens.new_zeros(*nearest.shape, count).scatter_(2, nearest[..., None], 1)
+    return torch.cat([torch.bmm(members.transpose(1, 2), tokens), members.sum(dim=1)[..., None]], dim=-1)
 
 
 def occupancy(load: Tensor) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from study.grid.models import CATANet, Soft
@@ -191,12 +192,26 @@ def top_softmax(logits: Tensor, count: int) -> Tensor:
 
 def sparsemax(logits: Tensor) -> Tensor:
     """Euclidean projection of each row onto the simplex (Martins & Astudillo, ICML 2016, algorithm 1)."""
-    with torch.no_grad():
+    return _Sparsemax.apply(logits)
+
+
+class _Sparsemax(torch.autograd.Function):
+    """Closed form of both directions: the shares are the largest tensors of the network, so few are made."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor) -> Tensor:
         ordered = logits.sort(dim=-1, descending=True).values
+        excess = ordered.cumsum(dim=-1).sub_(1)
         rank = torch.arange(1, logits.shape[-1] + 1, device=logits.device, dtype=logits.dtype)
-        excess = ordered.cumsum(dim=-1) - 1
-        count = (rank * ordered > excess).sum(dim=-1, keepdim=True)
-        support = logits * count > excess.gather(-1, count - 1)
-        size = support.sum(dim=-1, keepdim=True)
-    threshold = (logits.masked_fill(~support, 0).sum(dim=-1, keepdim=True) - 1) / size
-    return (logits - threshold).clamp(min=0).masked_fill(~support, 0)
+        size = (ordered.mul_(rank) > excess).sum(dim=-1, keepdim=True).clamp_(min=1)  # none in a row of NaN
+        shares = (logits - excess.gather(-1, size - 1) / size).clamp_(min=0)
+        ctx.save_for_backward(shares)
+        return shares
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (shares,) = ctx.saved_tensors
+        inside = (shares > 0).to(gradient.dtype)
+        kept = gradient * inside
+        return kept.addcmul_(inside, kept.sum(dim=-1, keepdim=True) / inside.sum(dim=-1, keepdim=True), value=-1)

@@ -10,6 +10,7 @@ from rich.table import Table
 from study.grid.schema import Run
 from study.models import build
 from study.objectives import OBJECTIVES
+from study.training.placement import keep_freed_memory
 
 # Operations of CATANet x4 in the plain formulation (convolutions, linear layers and attention products at the
 # declared head widths), without credit for padding.
@@ -21,6 +22,7 @@ MATRIX_PX = 2048
 def measure(*, cpu: bool, repeats: int) -> Table:
     """Times CATANet x4, fp32, interleaved with the matrix product it is held against; medians with their range."""
     device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
+    keep_freed_memory()
     torch.backends.cuda.matmul.allow_tf32 = False
     train, infer = _training_step(device), _inference(device)
     matrix = torch.randn(MATRIX_PX, MATRIX_PX, device=device, generator=torch.Generator(device).manual_seed(0))

@@ -16,6 +16,7 @@ from study.grid.messages import explain
 from study.grid.schema import Bundled, Folder, Run, Source
 from study.models import build
 from study.models.weights import load_weights
+from study.training.placement import keep_freed_memory
 
 
 def evaluate_checkpoint(
@@ -59,6 +60,7 @@ def evaluate_checkpoint(
         raise StudyError(f"--weights: {run.model.kind} is a trained network: name its checkpoint")
     if not run.model.trained and weights is not None:
         raise StudyError(f"--weights: {run.model.kind} has none to load")
+    keep_freed_memory()
     network = build(run)
     if weights is not None:
         load_weights(network, weights)

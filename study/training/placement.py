@@ -1,6 +1,8 @@
 """Which processes there are, and what each of them does: whole runs, or a share of every run."""
 
+import ctypes
 import os
+import sys
 import warnings
 from dataclasses import dataclass
 from typing import Literal
@@ -8,6 +10,7 @@ from typing import Literal
 import psutil
 
 Placement = Literal["run-per-process", "ddp"]
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from malloc.h
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -71,3 +74,17 @@ def separate(processes: Processes) -> None:
         devices = visible.split(",") if visible else None
         mine = devices[processes.local_rank % len(devices)] if devices else str(processes.local_rank)
         os.environ["CUDA_VISIBLE_DEVICES"] = mine
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc reuse the large buffers of one step for the next, instead of returning them to the kernel each time.
+
+    A training step on a CPU frees and takes again buffers of tens of MB; without the page faults CATANet's
+    training step takes 6 to 10% less (`study bench`, three interleaved runs with and without, two cores). Nothing happens where the C library has no `mallopt`.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -20,7 +20,7 @@ from study.records.index import status
 from study.records.store import RecordError
 from study.training.display import display
 from study.training.execution import ImageSets, Machine, Status, execute
-from study.training.placement import Placement, Processes, find_processes, separate
+from study.training.placement import Placement, Processes, find_processes, keep_freed_memory, separate
 from study.training.trainer import Diverged, Interrupted
 
 POLL_S = 0.5
@@ -81,6 +81,7 @@ def run_grid(plan: Plan, options: Options) -> dict[str, str]:
         DataError: an image set cannot be read; nothing was started.
     """
     processes = find_processes()
+    keep_freed_memory()
     alone = options.placement == "run-per-process"
     if alone:
         separate(processes)

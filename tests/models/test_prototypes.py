@@ -3,6 +3,7 @@
 import copy
 import os
 import socket
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,7 +12,15 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
 from study.grid.models import Prototypes
-from study.models.prototypes import PrototypeBlock, chunk_means, kmeans, mirrored, occupancy
+from study.models.prototypes import (
+    PrototypeBlock,
+    chunk_means,
+    kmeans,
+    mirrored,
+    occupancy,
+    summed_by_product,
+    summed_in_turn,
+)
 
 
 def tokens_of(*shape: int, seed: int = 0) -> Tensor:
@@ -55,6 +64,19 @@ def test_kmeans_agrees_with_loops_and_keeps_an_empty_prototype() -> None:
     found = kmeans(F.normalize(tokens, dim=-1)[None], start[None], 3)[0]
     torch.testing.assert_close(found, expected)
     assert torch.equal(found[2], F.normalize(start[2], dim=0))
+
+
+@pytest.mark.parametrize("summed", [summed_in_turn, summed_by_product])
+def test_sums_and_sizes_of_clusters(summed: Callable[[Tensor, Tensor, int], Tensor]) -> None:
+    tokens, nearest = tokens_of(2, 3, 6).requires_grad_(), torch.tensor([[0, 3, 0], [1, 1, 1]])
+    totals = summed(tokens, nearest, 4)
+    expected = torch.zeros(2, 4, 7, dtype=torch.float64)
+    expected[0, 0, :6], expected[0, 3, :6] = tokens[0, 0] + tokens[0, 2], tokens[0, 1]
+    expected[1, 1, :6] = tokens[1].sum(dim=0)
+    expected[..., 6] = torch.tensor([[2, 0, 0, 1], [0, 3, 0, 0]])
+    torch.testing.assert_close(totals, expected)
+    (gradient,) = torch.autograd.grad((totals * torch.arange(4)[:, None]).sum(), tokens)
+    torch.testing.assert_close(gradient, nearest[..., None].double().expand(-1, -1, 6))
 
 
 def test_only_the_last_step_has_a_gradient() -> None:

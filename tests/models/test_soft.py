@@ -97,6 +97,7 @@ def test_sparsemax_known_values_and_gradient() -> None:
     logits = torch.tensor([[0.5, 0.0, -1.0], [3.0, 0.0, 0.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
     expected = torch.tensor([[0.75, 0.25, 0], [1, 0, 0], [1 / 3, 1 / 3, 1 / 3]], dtype=torch.float64)
     torch.testing.assert_close(sparsemax(logits), expected)
+    assert sparsemax(torch.full((1, 3), math.nan)).isnan().all()
     assert torch.autograd.gradcheck(sparsemax, (numbers(6, COUNT).requires_grad_(),))
 
 
@@ -155,7 +156,8 @@ def test_gradients(soft: dict, update: str) -> None:
 
 
 def test_every_parameter_is_trained() -> None:
-    for soft in (*SUPPORTS, {"scatter": "attention"}):
+    attention: dict[str, Any] = {"scatter": "attention"}
+    for soft in (*SUPPORTS, attention):
         for update in ("ema_kmeans", "frozen", "learned", "per_image"):
             module = block(update, **soft, prior={"kind": "frequency"}).train()
             module(numbers(2, 5, 6, WIDTH), numbers(2, 30, 4, seed=1)).square().sum().backward()
