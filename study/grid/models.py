@@ -133,6 +133,12 @@ class CATANet(Declared):
             raise ValueError(
                 f"windows {list(self.windows)}: a window needs a side of at least 4 px (its stride is side - 2)"
             )
+        if (
+            isinstance(self.assignment, Hard)
+            and self.assignment.fusion == "iasa"
+            and self.prototypes.update == "learned"
+        ):
+            raise ValueError("assignment.fusion: iasa trains no prototype; prototypes.update must not be learned")
         if isinstance(self.assignment, Soft) and (self.assignment.top_k or 0) > min(self.prototypes.count):
             raise ValueError(
                 f"top_k {self.assignment.top_k} exceeds the smallest prototypes.count, {min(self.prototypes.count)}"

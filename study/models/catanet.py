@@ -1,6 +1,7 @@
 """CATANet (Liu et al., CVPR 2025, arXiv 2503.06896), with the hard or another assignment in its blocks."""
 
 import math
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from study.models.hard import HardAggregation
 from study.models.layers import ConvFFN, PreNorm, SelfAttention
 from study.models.prior import descriptor
 from study.models.soft import SoftAggregation
-from study.models.windows import Blend, blend, cut
+from study.models.windows import Blend, blend, cut, window_count
 
 _SLOPE = 0.1
 _SMALLEST_PX = 8
@@ -37,13 +38,20 @@ class LocalAttention(nn.Module):
         x = blend(tokens.view(windows.shape), x.shape[1], x.shape[2], self.blend)
         return x + mlp(x)
 
+    def tokens(self, height: int, width: int) -> int:
+        """Tokens of all windows of a map, those in an overlap counted in each."""
+        windows = [(side, min(self.window, side)) for side in (height, width)]
+        return math.prod(window_count(side, window) * window for side, window in windows)
+
 
 class Block(nn.Sequential):
     """Token aggregation, unless the assignment is `none`, then local attention; map in, map out."""
 
     def __init__(self, config: CATANetConfig, index: int) -> None:
         aggregation = {"hard": [HardAggregation], "soft": [SoftAggregation], "none": []}[config.assignment.kind]
-        super().__init__(*(part(config, index) for part in aggregation), LocalAttention(config, index))
+        # the local attention keeps its name where nothing comes before it, and so its initial weights (`models.build`)
+        parts = {"0": part(config, index) for part in aggregation}
+        super().__init__(OrderedDict(parts | {"1": LocalAttention(config, index)}))
 
     def forward(self, x: Tensor, descriptor: Tensor | None) -> Tensor:
         """(B, H, W, d) and the prior's descriptor, (B, H * W, bands) or None."""

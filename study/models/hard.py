@@ -50,8 +50,6 @@ class HardAggregation(PrototypeBlock):
     def __init__(self, config: CATANet, index: int) -> None:
         hard = config.assignment
         assert isinstance(hard, Hard)
-        if hard.fusion == "iasa" and config.prototypes.update == "learned":
-            raise ValueError("fusion: iasa with prototypes.update: learned trains no prototype; take another update")
         super().__init__(config.prototypes, config.width, config.prototypes.count[index % len(config.prototypes.count)])
         width = config.width
         self.hard = hard

@@ -25,7 +25,7 @@ from study.models.layers import (
 from study.models.prototypes import PrototypeBlock, occupancy
 
 # Where the entropy of A begins at half of log M: measured at initialisation after the first training forward, eight
-# 64 x 64 crops of B100, default size, mean over blocks, 0.50 to 0.52 of log M each (0.1 gives k-means 0.94).
+# 64 x 64 crops of B100, default size, mean over blocks, 0.48 to 0.51 of log M each (0.1 gives k-means 0.94).
 _FIRST_TEMPERATURE = {"ema_kmeans": 0.009, "frozen": 0.002, "learned": 0.1, "per_image": 0.007}
 _LEAST_LOAD = 1e-6
 

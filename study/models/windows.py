@@ -32,14 +32,15 @@ def blend(windows: Tensor, height: int, width: int, how: Blend) -> Tensor:
     return _Blend.apply(windows, height, width, how)
 
 
-def _count(side: int, window: int) -> int:
+def window_count(side: int, window: int) -> int:
+    """Windows of `cut` along an axis of `side` pixels."""
     return -(-(side - window) // (window - _OVERLAP_PX)) + 1 if side > window else 1
 
 
 def _cut(x: Tensor, window: int) -> Tensor:
     batch, height, width, channels = x.shape
     p, q = min(window, height), min(window, width)
-    rows, columns = _count(height, p), _count(width, q)
+    rows, columns = window_count(height, p), window_count(width, q)
     windows = x.new_empty(batch, rows, columns, p, q, channels)
     for regular_rows, part in _regular_and_last(x, 1, p):
         for regular_columns, piece in _regular_and_last(part, 2, q):
@@ -54,7 +55,7 @@ def _regular_and_last(x: Tensor, dim: int, window: int) -> list[tuple[bool, Tens
     """What all windows but the last cover, if there are such, and what the last covers."""
     side = x.shape[dim]
     last = (False, x.narrow(dim, side - window, window))
-    count = _count(side, window)
+    count = window_count(side, window)
     if count == 1:
         return [last]
     return [(True, x.narrow(dim, 0, (count - 2) * (window - _OVERLAP_PX) + window)), last]
@@ -89,7 +90,7 @@ def _sum_axis(windows: Tensor, dim: int, side: int) -> Tensor:
 def _weigh(x: Tensor, dim: int, window: int, how: Blend) -> None:
     """Weighs the seams along one axis, in place."""
     side = x.shape[dim]
-    count = _count(side, window)
+    count = window_count(side, window)
     if count == 1:
         return
     step = window - _OVERLAP_PX

@@ -79,8 +79,9 @@ def separate(processes: Processes) -> None:
 def keep_freed_memory() -> None:
     """Lets glibc reuse the large buffers of one step for the next, instead of returning them to the kernel each time.
 
-    A training step on a CPU frees and takes again buffers of tens of MB; without the page faults CATANet's
-    training step takes 6 to 10% less (`study bench`, three interleaved runs with and without, two cores). Nothing happens where the C library has no `mallopt`.
+    A training step on a CPU frees and takes again buffers of tens of MB; without their page faults CATANet's step takes
+    6 to 10% less time (`study bench`, three interleaved runs with and without, two cores). Nothing happens where the
+    C library has no `mallopt`.
     """
     if sys.platform != "linux":
         return

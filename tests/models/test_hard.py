@@ -163,7 +163,7 @@ def test_every_parameter_is_trained() -> None:
 
 
 def test_learned_prototypes_need_an_attention_that_trains_them() -> None:
-    with pytest.raises(ValueError, match="iasa with prototypes"):
+    with pytest.raises(ValueError, match="iasa trains no prototype"):
         block(fusion="iasa", update="learned")
     module = block(update="learned").train()
     module(image(5, 6)).sum().backward()
