@@ -48,10 +48,10 @@ class Block(nn.Sequential):
     """Token aggregation, unless the assignment is `none`, then local attention; map in, map out."""
 
     def __init__(self, config: CATANetConfig, index: int) -> None:
-        aggregation = {"hard": [HardAggregation], "soft": [SoftAggregation], "none": []}[config.assignment.kind]
+        aggregation = {"hard": HardAggregation, "soft": SoftAggregation, "none": None}[config.assignment.kind]
         # the local attention keeps its name where nothing comes before it, and so its initial weights (`models.build`)
-        parts = {"0": part(config, index) for part in aggregation}
-        super().__init__(OrderedDict(parts | {"1": LocalAttention(config, index)}))
+        first = {} if aggregation is None else {"0": aggregation(config, index)}
+        super().__init__(OrderedDict(first | {"1": LocalAttention(config, index)}))
 
     def forward(self, x: Tensor, descriptor: Tensor | None) -> Tensor:
         """(B, H, W, d) and the prior's descriptor, (B, H * W, bands) or None."""
