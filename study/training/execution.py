@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
+from study import StudyError
 from study.data.images import ImageSet, open_images
 from study.evaluation.complexity import multiply_adds, parameters
 from study.evaluation.metrics import require
@@ -104,9 +105,16 @@ class Machine:
     stop: Callable[[], bool]
 
     def accelerate(self, run: Run) -> Accelerator:
-        """A fresh accelerator at the run's precision; the process group, where there is one, stays."""
+        """A fresh accelerator at the run's precision; the process group, where there is one, stays.
+
+        Raises:
+            StudyError: the device does not have that precision (Accelerate would use another without a word).
+        """
         AcceleratorState._reset_state()
-        return Accelerator(mixed_precision=MIXED[run.optimisation.precision], cpu=self.cpu)
+        accelerator = Accelerator(mixed_precision=MIXED[run.optimisation.precision], cpu=self.cpu)
+        if run.optimisation.precision == "fp16" and accelerator.device.type == "cpu":
+            raise StudyError("optimisation.precision: fp16 needs a GPU; a CPU has fp32, bf16 and fp64")
+        return accelerator
 
 
 def execute(run: Run, folder: Path, machine: Machine, status: Status) -> None:

@@ -6,6 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from study import StudyError
 from study.grid.expand import load_plan
 from study.grid.schema import Run
 from study.records.store import read_table
@@ -92,6 +93,11 @@ def test_stopped_at_any_step_it_goes_on_to_the_same_bits(train: Callable[..., An
 def test_divergence_names_the_first_bad_step_and_its_samples(train: Callable[..., Any]) -> None:
     with pytest.raises(Diverged, match=r"the loss is (nan|inf) at step \d+ of 12 \(samples \d+ to \d+ of seed 0\)"):
         train("wild", optimiser={"kind": "adam", "lr": 1e300})
+
+
+def test_fp16_is_refused_where_it_would_silently_be_something_else(train: Callable[..., Any]) -> None:
+    with pytest.raises(StudyError, match="fp16 needs a GPU"):
+        train("half", precision="fp16")
 
 
 def test_bf16_autocast_trains(train: Callable[..., Any]) -> None:
