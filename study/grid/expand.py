@@ -69,7 +69,7 @@ def load_plan(path: Path, budget: str | None = None) -> Plan:
 
     Args:
         path: the grid file.
-        budget: name of a file in `budgets/` beside the grid, or None.
+        budget: name of a file in `budgets/` beside the grid or, failing that, in the project's `ablations/`; or None.
 
     Raises:
         GridError: with one line per problem, each naming file, line and key.
@@ -86,10 +86,11 @@ def load_plan(path: Path, budget: str | None = None) -> Plan:
 
 
 def _read_budget(path: Path, budget: str) -> Document:
-    folder = path.parent / "budgets"
-    file = folder / f"{budget}.yaml"
-    if not file.is_file():
-        raise GridError(f"no budget {budget!r} in {folder}; {nearest(budget, [p.stem for p in folder.glob('*.yaml')])}")
+    folders = (path.parent / "budgets", Path(__file__).resolve().parents[2] / "ablations" / "budgets")
+    file = next((file for folder in folders if (file := folder / f"{budget}.yaml").is_file()), None)
+    if file is None:
+        known = {file.stem for folder in folders for file in folder.glob("*.yaml")}
+        raise GridError(f"no budget {budget!r} in {folders[0]} or among the project's own; {nearest(budget, known)}")
     document = read_document(file)
     try:
         Budget.model_validate(document.tree)
@@ -261,7 +262,7 @@ def _origin(
     found: KeyPath | None = None
     for prefix, place, _ in reversed(combination.layers):
         inside = (*place, *path[len(prefix) :]) if path[: len(prefix)] == prefix else place
-        if prefix and path[: len(prefix)] == prefix:
+        if prefix and path[: len(prefix)] == prefix[: len(path)]:
             axis = inside if inside in document.places else place if place in document.places else place[:2]
             return document.place(axis), f"{_dotted(path)} (in {name})"
         depth = next((n for n in range(len(inside), len(place), -1) if inside[:n] in document.places), 0)

@@ -144,6 +144,7 @@ def _open(loader: GridLoader, node: yaml.Node, path: KeyPath, document: Document
     if not isinstance(node, yaml.MappingNode):
         return loader.construct_object(node, deep=True)
     tree: dict[str, Any] = {}
+    seen: dict[str, int] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         key = loader.construct_object(key_node, deep=True)
@@ -151,6 +152,9 @@ def _open(loader: GridLoader, node: yaml.Node, path: KeyPath, document: Document
             key = key_node.value
         if not isinstance(key, str):
             raise GridError(f"{file}:{line}: a key must be a word, got {key!r}")
+        if key in seen:
+            raise GridError(f"{file}:{line}: {key} is given twice, first on line {seen[key]}")
+        seen[key] = line
         # names of cells (one level below `variants`) keep their dots
         opens = bool(path) and path[0] in TREES and path not in (("variants",), ("references",))
         parts = tuple(key.split(".")) if opens else (key,)
@@ -163,6 +167,6 @@ def _open(loader: GridLoader, node: yaml.Node, path: KeyPath, document: Document
             if not isinstance(level, dict):
                 raise GridError(f"{file}:{line}: {key} is set twice, once as a value and once as a mapping")
         if parts[-1] in level and not (isinstance(level[parts[-1]], dict) and isinstance(value, dict)):
-            raise GridError(f"{file}:{line}: {key} is given twice")
+            raise GridError(f"{file}:{line}: {key} is given twice, once with dots")
         level[parts[-1]] = merge(level[parts[-1]], value) if parts[-1] in level else value
     return tree

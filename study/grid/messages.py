@@ -15,7 +15,7 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(word), valid, n=1, cutoff=0.5)
     between = " | " if any("," in word for word in valid) else ", "
     listed = between.join(valid[:12]) + (f"{between}…" if len(valid) > 12 else "")
-    return (f"did you mean {close[0]!r}? " if close else "") + f"(valid: {listed})"
+    return (f"did you mean {close[0]!r}? " if close else "") + f"valid: {listed}"
 
 
 def explain(error: ValidationError, root: type[BaseModel], locate: Callable[[KeyPath], tuple[str, str]]) -> str:
@@ -44,6 +44,8 @@ def explain(error: ValidationError, root: type[BaseModel], locate: Callable[[Key
                 what = "is required"
             case "literal_error":
                 what = f"got {problem['input']!r}; must be {context['expected']}"
+            case "too_short" if "input" in problem and problem["input"] and len(lines):
+                continue  # the list is empty only because what was in it was refused above
             case "value_error":
                 what = problem["msg"].removeprefix("Value error, ")
             case _:

@@ -235,6 +235,12 @@ class Grid(Declared):
     seeds: Annotated[PositiveInt | list[NonNegativeInt], Field(description="a count, or the seeds themselves")] = 5
     analysis: Analysis
 
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> Self:
+        if isinstance(self.seeds, list) and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
+            raise ValueError(f"seeds {self.seeds}: needs at least one, and none twice")
+        return self
+
 
 class Budget(Declared):
     """What a scale of computing lays over any grid; `models` by kind, so that it fits whichever model a run has."""
