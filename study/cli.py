@@ -62,14 +62,16 @@ def plan(
     images = ImageSets(data_root, results / "cache")
     estimates = estimate(declared, cpu=cpu, timed=time)
     view = Table(title=f"{declared.name}: {declared.grid.question}", title_justify="left")
-    for name, justify in (("cell", "left"), ("seed", "right"), ("run", "left"), ("parameters", "right")):
+    for name, justify in (("cell", "left"), ("seed", "right"), ("id", "left"), ("parameters", "right")):
         view.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
     view.add_column("multiply-adds", justify="right")
     view.add_column("time", justify="right")
     missing: str | None = None
     for cell, run in declared.runs():
         try:
-            run_id = images.identify(run) if missing is None else "?"
+            if missing is None:
+                images.check(run, 1)
+            run_id = images.identify(run)[-10:] if missing is None else "?"
         except DataError as error:
             missing, run_id = str(error), "?"
         cost = estimates[cell.name]
@@ -142,8 +144,10 @@ def _print_end(ended: dict[str, str], results: Path, grid: Path, budget: str | N
             out.print(f"failed: {run_id}: {reason}", style="red", highlight=False, soft_wrap=True)
     counts = ", ".join(f"{list(ended.values()).count(state)} {state}" for state in sorted(set(ended.values())))
     again = "" if budget is None else f" --budget {budget}"
+    again += "" if results == Path("results") else f" --results {results}"
+    verb = "report" if set(ended.values()) == {"done"} else "run"
     out.print(f"{counts}; runs lie in {results / 'runs'}", highlight=False)
-    out.print(f"next: study report {grid}{again}", highlight=False, soft_wrap=True)
+    out.print(f"next: study {verb} {grid}{again}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -229,6 +233,7 @@ def report(
     statuses = {run_id: status(runs, run_id) for run_id in ids.values()}
     done = [run_id for run_id in ids.values() if statuses[run_id]["state"] == "done"]
     command = f"study report {grid}" + (f" --budget {budget}" if budget else "")
+    command += "" if results == Path("results") else f" --results {results}"
     written = build_report(
         declared, ids, read(runs, done), statuses, runs, to or results / "reports" / declared.name, command
     )
@@ -281,6 +286,9 @@ def main() -> None:
     """Runs the command; what its user can put right is one message on standard error and exit code 2."""
     try:
         app()
+    except ModuleNotFoundError as error:
+        Console(stderr=True).print(f"{error}: this verb needs it; `pip install -e .` installs all", style="red")
+        sys.exit(2)
     except StudyError as error:
         Console(stderr=True).print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)

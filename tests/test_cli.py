@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,8 @@ def test_plan_prints_runs_ids_sizes_and_what_was_declared(tmp_path: Path) -> Non
     (tmp_path / "grid.yaml").write_text(GRID)
     code, page = invoke("plan", str(tmp_path / "grid.yaml"), "--results", str(tmp_path / "results"), "--no-time")
     assert code == 0
-    assert page.count("catanet-hard-x2-s") == 2
+    assert len(re.findall(r"\b[0-9a-f]{10}\b", page)) == 5
     assert "477,435" in page
-    assert "bicubic-x2-" in page
     assert "5 runs" in page
     assert "against 'hard'; claim: retraining, on these images" in page
 

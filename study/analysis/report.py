@@ -28,6 +28,7 @@ from study.analysis.results import Results
 from study.analysis.tables import Table
 from study.analysis.verdicts import VERDICTS, decide, describe
 from study.grid.expand import Plan
+from study.records.declaration import changes
 from study.records.store import Records, replace
 
 REPORTS = Path(study.__file__).parents[1] / "reports"
@@ -110,6 +111,7 @@ def build_report(
         "answers": [_answer(comparison) for comparison in comparisons],
         "counts": results.counts(),
         "problems": _problems(results),
+        "changes": changes(runs.parent, plan),
         "sections": sections,
         "command": command,
     }

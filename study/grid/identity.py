@@ -36,8 +36,8 @@ def _canonical(value: Any, source: Callable[[Source], str | None]) -> Any:
         return body
     if isinstance(value, tuple | list):
         return [_canonical(item, source) for item in value]
-    if isinstance(value, dict):
-        return {key: _canonical(item, source) for key, item in value.items()}
+    if isinstance(value, dict):  # as pairs: the order counts, since the first dataset is the one validated on
+        return [[key, _canonical(item, source)] for key, item in value.items()]
     return value
 
 

@@ -124,7 +124,7 @@ class Optimisation(Declared):
     compile: bool = False
     ema_decay: Annotated[Fraction | None, Field(description="weight average that is evaluated; none when null")] = None
     checkpoint_every_s: Annotated[float, NoEffect(), Field(ge=0, description="0: at every row of the curve")] = 300.0
-    log_every: Annotated[PositiveInt, NoEffect(), Field(description="steps between rows of the training curve")] = 10
+    log_every: Annotated[PositiveInt, Field(description="steps between rows of the training curve")] = 10
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

@@ -1,5 +1,6 @@
 """Which folder holds which run of a plan, found from the stored runs alone: no images and no network needed."""
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,48 +10,69 @@ from pydantic import ValidationError
 
 from study.grid.expand import Plan
 from study.grid.identity import sources, specification
-from study.grid.schema import Run
+from study.grid.schema import SCHEMA_VERSION, Run
 from study.records.store import RecordError, read_json
 
 
 def stored_runs(runs: Path) -> Iterable[tuple[str, Run]]:
-    """Every run folder's id and resolved run; folders of an older, unreadable schema are passed over."""
+    """Every run folder's id and resolved run; folders that are broken or of another schema are passed over."""
     for path in sorted(runs.glob("*/run.json")):
         try:
-            yield path.parent.name, Run.model_validate(read_json(path)["run"])
-        except (ValidationError, KeyError):
+            body = read_json(path)
+            if body["schema_version"] == SCHEMA_VERSION:
+                yield path.parent.name, Run.model_validate(body["run"])
+        except (ValidationError, KeyError, TypeError, RecordError):
             continue
 
 
 def locate(runs: Path, plan: Plan) -> dict[tuple[str, int], str]:
-    """Ids of the plan's runs that have a folder, by (cell, seed).
+    """Ids of the plan's runs that have a folder, by (cell, seed); no folder is given to two runs.
+
+    A run is known by its settings and the sources it names; by its settings alone (the images may have moved) only
+    where no other run of the plan has the same ones.
 
     Raises:
-        RecordError: two folders hold the same run on different images and both name the same sources.
+        RecordError: two folders hold the same run on different images, and nothing tells which is meant.
     """
     found: dict[str, list[tuple[str, Run]]] = {}
     for run_id, run in stored_runs(runs):
         found.setdefault(specification(run), []).append((run_id, run))
+    wanted = Counter(specification(run) for _, run in plan.runs())
     ids = {}
     for cell, run in plan.runs():
-        candidates = found.get(specification(run), [])
-        named = [c for c in candidates if list(sources(c[1])) == list(sources(run))]
-        if len(named or candidates) > 1:
-            both = ", ".join(run_id for run_id, _ in named or candidates)
+        alike = found.get(specification(run), [])
+        named = [one for one in alike if list(sources(one[1])) == list(sources(run))]
+        candidates = named if named or wanted[specification(run)] > 1 else alike
+        if len(candidates) > 1:
+            both = ", ".join(run_id for run_id, _ in candidates)
             raise RecordError(
                 f"{runs} holds run {cell.name!r}, seed {run.seed}, on different images: {both}; move one of them away"
             )
         if candidates:
-            ids[cell.name, run.seed] = (named or candidates)[0][0]
+            ids[cell.name, run.seed] = candidates[0][0]
     return ids
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run has ended well, and every file that its `DONE` lists is still there."""
+    try:
+        names = (folder / "DONE").read_text(encoding="utf-8").split()
+    except FileNotFoundError:
+        return False
+    return all((folder / name).exists() for name in names)
 
 
 def status(runs: Path, run_id: str) -> dict[str, Any]:
     """A run's state with step, loss, speed, reason: pending, running, done, failed, or interrupted (nobody runs it)."""
     folder = runs / run_id
-    body = read_json(folder / "status.json") if (folder / "status.json").exists() else {"state": "pending"}
-    if (folder / "DONE").exists():
+    try:
+        body = {"state": "pending", **read_json(folder / "status.json")}
+    except (RecordError, TypeError):
+        body = {"state": "pending"}  # never begun, or torn: the run is tried again
+    if finished(folder):
         body["state"] = "done"
+    elif body["state"] == "done":
+        body = {"state": "pending", "attempt": body.get("attempt", 0)}  # something it recorded was removed
     elif body["state"] == "running" and not _held(folder / ".lock"):
         body["state"] = "interrupted"
     return body

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from study.records.index import status
@@ -36,7 +37,7 @@ def table(title: str, names: Mapping[str, str], runs: Path, limit: int | None = 
     if limit is not None and len(shown) > limit:
         order = {"running": 0, "failed": 1, "interrupted": 2, "pending": 3, "done": 4}
         shown = sorted(shown, key=lambda run_id: order.get(states[run_id]["state"], 5))[:limit]
-    view = Table(title=f"{title}: {summary}", title_justify="left", expand=False)
+    view = Table(title=escape(f"{title}: {summary}"), title_justify="left", expand=False)
     for column, justify in (
         ("run", "left"),
         ("id", "left"),
@@ -52,7 +53,7 @@ def table(title: str, names: Mapping[str, str], runs: Path, limit: int | None = 
         state = body["state"]
         what = body.get("evaluating", "evaluating") if body.get("phase") == "evaluating" else state
         view.add_row(
-            names[run_id],
+            escape(names[run_id]) + (f"\n[red]{escape(body.get('reason', ''))}[/red]" if state == "failed" else ""),
             run_id[-10:] if body["state"] != "pending" else "",
             f"[{COLOURS.get(state, 'white')}]{what if state == 'running' else state}[/]",
             f"{body.get('step', 0)}/{body['steps']}" if body.get("steps") else "",

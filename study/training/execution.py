@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from pydantic import ValidationError
 from torch import nn
 
 from study import StudyError
+from study.data.crops import Patches
 from study.data.images import ImageSet, open_images
 from study.evaluation.complexity import multiply_adds, parameters
 from study.evaluation.metrics import require
@@ -27,6 +29,7 @@ from study.models.weights import load_weights
 from study.records.provenance import describe
 from study.records.store import RecordError, read_json, replace, write_json, write_table
 from study.training.checkpoints import STATE, WEIGHTS
+from study.training.schedule import sample_numbers
 from study.training.trainer import Trainer
 
 MIXED = {"fp32": "no", "fp64": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -54,6 +57,29 @@ class ImageSets:
         """The run's id; raises `DataError` where an image set cannot be read."""
         return run_id(run, {source: self[source].fingerprint for source in sources(run)})
 
+    def check(self, run: Run, processes: int) -> None:
+        """Refuses what would fail once it runs.
+
+        Args:
+            run: a resolved run.
+            processes: how many will share it.
+
+        Raises:
+            DataError: a training image is smaller than the crop.
+            StudyError: the batch does not divide, or the run trains on a set that it is evaluated on.
+        """
+        if not run.model.trained:
+            return
+        try:
+            next(sample_numbers(run.optimisation, 0, 0, processes))
+        except ValueError as error:
+            raise StudyError(str(error)) from None
+        train = self[run.data.train]
+        for name, source in run.evaluation.datasets.items():
+            if self[source].fingerprint == train.fingerprint:
+                raise StudyError(f"data.train ({train.name}) holds the very images of evaluation.datasets.{name}")
+        Patches(train, run.scale, run.data.lr_patch_px, run.data.augment, run.seed)
+
     def fingerprints(self, run: Run) -> dict[str, str]:
         """Name of each image set of the run -> hash of its content."""
         named = {f"evaluation.{name}": source for name, source in run.evaluation.datasets.items()}
@@ -67,7 +93,10 @@ class Status:
 
     def __init__(self, folder: Path, run: Run) -> None:
         self.path = folder / "status.json"
-        self.body: dict[str, Any] = read_json(self.path) if self.path.exists() else {"attempt": 0}
+        try:
+            self.body: dict[str, Any] = {"attempt": 0, **read_json(self.path)}
+        except (RecordError, TypeError):  # never begun, or torn
+            self.body = {"attempt": 0}
         steps = run.optimisation.steps if run.model.trained else 0
         self.body |= {"steps": steps, "attempt": self.body.get("attempt", 0) + 1}
         self.body |= {"host": platform.node(), "process": os.getpid()}
@@ -111,6 +140,7 @@ class Machine:
             StudyError: the device does not have that precision (Accelerate would use another without a word).
         """
         AcceleratorState._reset_state()
+        os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)  # the run alone says how it accumulates
         accelerator = Accelerator(mixed_precision=MIXED[run.optimisation.precision], cpu=self.cpu)
         if run.optimisation.precision == "fp16" and accelerator.device.type == "cpu":
             raise StudyError("optimisation.precision: fp16 needs a GPU; a CPU has fp32, bf16 and fp64")
@@ -126,10 +156,10 @@ def execute(run: Run, folder: Path, machine: Machine, status: Status) -> None:
     """
     accelerator = machine.accelerate(run)
     first = accelerator.is_main_process
-    require(run.evaluation.metrics, accelerator.device)
     fingerprints = machine.images.fingerprints(run)
     if first:
         _declare(run, folder, fingerprints, accelerator)
+    require(run.evaluation.metrics, accelerator.device)
     costs: list[tuple[str, float, str]] = []
     if run.model.trained:
         costs += _train(run, folder, machine, accelerator, status if first else None)
@@ -140,7 +170,9 @@ def execute(run: Run, folder: Path, machine: Machine, status: Status) -> None:
         costs += _evaluate(run, network, folder, machine.images, accelerator, status)
         costs += [("parameters", parameters(network), "1"), ("multiply_adds_720p", multiply_adds(run), "1")]
         write_table(folder, "costs", [dict(zip(("name", "value", "unit"), cost, strict=True)) for cost in costs])
-        replace(folder / "DONE", b"")
+        files = ["run.json", "provenance.json", "images.parquet", "costs.parquet"]
+        files += ["scalars.parquet", WEIGHTS] if run.model.trained else []
+        replace(folder / "DONE", "\n".join(files).encode())
         status.write(state="done", phase="done")
         shutil.rmtree(folder / STATE.parent, ignore_errors=True)
     accelerator.wait_for_everyone()
@@ -150,8 +182,11 @@ def _declare(run: Run, folder: Path, fingerprints: Mapping[str, str], accelerato
     """Writes what is about to run, or checks that the folder already says the same."""
     path = folder / "run.json"
     if path.exists():
-        stored = Run.model_validate(read_json(path)["run"])
-        if specification(stored) != specification(run):
+        try:
+            same = specification(Run.model_validate(read_json(path)["run"])) == specification(run)
+        except (ValidationError, KeyError, TypeError):
+            same = False
+        if not same:
             raise RecordError(f"{path} describes another run than {folder.name}; move the folder away")
     else:
         body = {"schema_version": SCHEMA_VERSION, "run": run.model_dump(mode="json"), "data": dict(fingerprints)}

@@ -71,9 +71,10 @@ def separate(processes: Processes) -> None:
         os.environ.pop(name, None)
     if processes.world > 1:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        devices = visible.split(",") if visible else None
-        mine = devices[processes.local_rank % len(devices)] if devices else str(processes.local_rank)
-        os.environ["CUDA_VISIBLE_DEVICES"] = mine
+        if visible != "":  # empty hides them all
+            devices = visible.split(",") if visible else None
+            mine = devices[processes.local_rank % len(devices)] if devices else str(processes.local_rank)
+            os.environ["CUDA_VISIBLE_DEVICES"] = mine
 
 
 def keep_freed_memory() -> None:

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
+from study import StudyError
 from study.grid.expand import Plan, title
 from study.grid.schema import Run
-from study.records.index import status
+from study.records.declaration import declare
+from study.records.index import finished, status
 from study.records.store import RecordError
 from study.training.display import display
 from study.training.execution import ImageSets, Machine, Status, execute
@@ -24,6 +27,8 @@ from study.training.placement import Placement, Processes, find_processes, keep_
 from study.training.trainer import Diverged, Interrupted
 
 POLL_S = 0.5
+LOCK_PATIENCE_S = 5.0  # `study status` holds a lock for an instant
+WAIT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,13 @@ def run_grid(plan: Plan, options: Options) -> dict[str, str]:
     if alone:
         separate(processes)
     else:
-        PartialState(cpu=options.cpu)
+        PartialState(cpu=options.cpu, timeout=WAIT)  # the others wait while the first evaluates
     images = ImageSets(options.data_root, options.results / "cache")
+    for cell in plan.cells:
+        images.check(cell.runs[0], 1 if alone else processes.world)
     ids = {images.identify(run): (title(cell, run), run) for cell, run in plan.runs()}
+    if processes.first:
+        declare(options.results, plan)
     runs = options.results / "runs"
     signals = _Signals()
     machine = Machine(images, options.cpu, _workers(options), lambda: signals.requested)
@@ -126,7 +135,7 @@ def _alone(runs: dict[str, Run], folder: Path, machine: Machine, processes: Proc
 
 def _ended(folder: Path, run_id: str, attempts_before: int) -> str | None:
     """How a run ended, in this launch or before; None while it has not."""
-    if (folder / run_id / "DONE").exists():
+    if finished(folder / run_id):
         return "done"
     current = status(folder, run_id)
     if current["state"] == "failed" and current["attempt"] > attempts_before:
@@ -148,15 +157,16 @@ def _try(run_id: str, run: Run, folder: Path, machine: Machine, attempts_before:
 def _together(runs: dict[str, Run], folder: Path, machine: Machine, processes: Processes) -> dict[str, str]:
     """All processes train one run after the other; the first holds its lock."""
     ended = {}
-    for run_id, run in runs.items():
+    # what failed before comes last: in shared runs an error may end the launch, and must not keep others from training
+    for run_id, run in sorted(runs.items(), key=lambda item: status(folder, item[0])["state"] == "failed"):
         path = folder / run_id
         path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / ".lock", timeout=0)
+        lock = FileLock(path / ".lock", timeout=LOCK_PATIENCE_S)
         decision: list[Any] = [None]
         if processes.first:
             try:
                 lock.acquire()
-                decision = ["done" if (path / "DONE").exists() else "interrupted" if machine.stop() else "run"]
+                decision = ["done" if finished(path) else "interrupted" if machine.stop() else "run"]
             except Timeout:
                 decision = ["held"]
         broadcast_object_list(decision)
@@ -178,11 +188,12 @@ def _attempt(run: Run, path: Path, machine: Machine, processes: Processes | None
     except Interrupted as error:
         state, details = "interrupted", {"reason": str(error)}
     except Exception as error:
-        if processes is not None and processes.world > 1 and not isinstance(error, Diverged):
-            raise  # the other processes wait for this one: only the launcher can end them
         state = "failed"
-        reason = f"{type(error).__name__}: {error}".strip().removeprefix("Diverged: ")
+        reason = str(error) if isinstance(error, StudyError) else f"{type(error).__name__}: {error}".strip()
         details = {"reason": reason, "traceback": traceback.format_exc()}
+        if processes is not None and processes.world > 1 and not isinstance(error, Diverged):
+            status_file.write(state=state, **details)
+            raise  # the other processes wait for this one: only the launcher can end them
     if first:
         status_file.write(state=state, **details)
     return state

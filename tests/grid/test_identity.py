@@ -20,7 +20,7 @@ def test_id_is_a_slug_and_ten_digits_and_stays_what_it_was() -> None:
 
 
 def test_what_cannot_change_a_result_is_left_out() -> None:
-    quiet = Run(optimisation=Optimisation(checkpoint_every_s=1.0, log_every=3))
+    quiet = Run(optimisation=Optimisation(checkpoint_every_s=1.0))
     assert specification(quiet) == specification(Run())
     folder = Folder(path="elsewhere")
     moved = Run(data=Data(train=folder))

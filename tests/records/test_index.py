@@ -4,8 +4,8 @@ import pytest
 from filelock import FileLock
 
 from study.grid.expand import Plan, load_plan
-from study.grid.schema import Run
-from study.records.index import locate, status
+from study.grid.schema import Data, Folder, Run
+from study.records.index import finished, locate, status
 from study.records.store import RecordError, write_json
 
 GRID = """\
@@ -50,3 +50,40 @@ def test_a_running_run_that_nobody_holds_was_interrupted(tmp_path: Path) -> None
     assert status(tmp_path, "run") == {"state": "interrupted", "step": 3}
     (tmp_path / "run" / "DONE").touch()
     assert status(tmp_path, "run")["state"] == "done"
+
+
+def test_one_folder_is_never_given_to_two_cells(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(
+        "question: q\nvariants: {one: {}, other: {data.train: {kind: folder, path: elsewhere}}}\n"
+        "seeds: 1\nanalysis: {baseline: one}\n"
+    )
+    two = load_plan(tmp_path / "grid.yaml")
+    store(tmp_path / "runs", "of one", two.cells[0].runs[0])
+    assert locate(tmp_path / "runs", two) == {("one", 0): "of one"}
+
+
+def test_a_run_whose_images_moved_is_still_found(tmp_path: Path, plan: Plan) -> None:
+    moved = plan.cells[0].runs[0].model_copy(update={"data": Data(train=Folder(path="elsewhere"))})
+    store(tmp_path, "moved", moved)
+    assert locate(tmp_path, plan) == {("steps=1", 0): "moved"}
+
+
+def test_done_counts_only_with_every_file_it_lists(tmp_path: Path) -> None:
+    assert not finished(tmp_path)
+    (tmp_path / "DONE").write_text("images.parquet\ncosts.parquet")
+    (tmp_path / "images.parquet").touch()
+    assert not finished(tmp_path)
+    (tmp_path / "costs.parquet").touch()
+    assert finished(tmp_path)
+    write_json(tmp_path / "status.json", {"state": "done", "attempt": 2})
+    (tmp_path / "images.parquet").unlink()
+    assert status(tmp_path.parent, tmp_path.name) == {"state": "pending", "attempt": 2}
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"run": [], "schema_version": 1}', '{"run": {}, "schema_version": 0}'])
+def test_a_broken_or_foreign_folder_stops_nobody(tmp_path: Path, plan: Plan, content: str) -> None:
+    for name in ("run.json", "status.json"):
+        (tmp_path / "broken").mkdir(exist_ok=True)
+        (tmp_path / "broken" / name).write_text(content)
+    assert locate(tmp_path, plan) == {}
+    assert status(tmp_path, "broken")["state"] == "pending"

@@ -187,3 +187,20 @@ def test_missing_images_are_named_before_anything_starts(write_grid: Write, tmp_
     assert "tran" in output(process)
     assert "STUDY_DATA" in output(process)
     assert not (tmp_path / "results" / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("lr_patch_px: 12", "lr_patch_px: 64", "64"),
+        ("path: train", "path: test", "holds the very images of evaluation.datasets.held_out"),
+    ],
+)
+def test_what_cannot_or_must_not_train_is_refused_before_anything_starts(
+    write_grid: Write, tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    process = run(write_grid("variants: {hard: {}}", (old, new)), "results")
+    assert process.returncode == 2, output(process)
+    assert said in output(process)
+    assert "Traceback" not in output(process)
+    assert not (tmp_path / "results" / "runs").exists()
