@@ -55,7 +55,7 @@ def plan(
 ) -> None:
     """Print every run of a grid, what it costs, and what was declared; train nothing."""
     from study.data.images import DataError
-    from study.training.estimate import estimate
+    from study.training.estimate import duration, estimate
     from study.training.execution import ImageSets
 
     declared = load_plan(grid, budget)
@@ -76,13 +76,14 @@ def plan(
             missing, run_id = str(error), "?"
         cost = estimates[cell.name]
         seed = "" if "seed" in run.ineffective() else str(run.seed)
-        view.add_row(cell.name, seed, run_id, f"{cost.parameters:,}", f"{cost.multiply_adds / 1e9:.2f} G", cost.time())
+        view.add_row(
+            cell.name, seed, run_id, f"{cost.parameters:,}", f"{cost.multiply_adds / 1e9:.2f} G", duration(cost.seconds)
+        )
     out.print(view)
     count = sum(len(cell.runs) for cell in declared.cells)
     total = sum(estimates[cell.name].seconds or 0.0 for cell, _ in declared.runs())
     out.print(
-        f"{count} runs"
-        + (f", about {_duration(total)} of training one after the other on this machine" if time else "")
+        f"{count} runs" + (f", about {duration(total)} of training one after the other on this machine" if time else "")
     )
     out.print("multiply-adds: convolutions and linear layers for a 1280 x 720 output, attention products left out")
     _print_analysis(declared)
@@ -272,14 +273,6 @@ def data(
         opened = images[source]
         view.add_row(opened.name, str(len(opened)), opened.fingerprint[:16])
     out.print(view)
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    days, hours = divmod(minutes // 60, 24)
-    return (f"{days} d " if days else "") + f"{hours}:{minutes % 60:02} h"
 
 
 def main() -> None:

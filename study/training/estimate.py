@@ -29,12 +29,16 @@ class Estimate:
     multiply_adds: int
     seconds: float | None
 
-    def time(self) -> str:
-        """`1:05 h`, `40 s`, or nothing."""
-        if self.seconds is None:
-            return ""
-        minutes = round(self.seconds / 60)
-        return f"{self.seconds:.0f} s" if self.seconds < 90 else f"{minutes // 60}:{minutes % 60:02} h"
+
+def duration(seconds: float | None) -> str:
+    """`40 s`, `1:05 h`, `3 d 1:05 h`; nothing for None."""
+    if seconds is None:
+        return ""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 1 or not seconds else "<1 s"
+    days, hours = divmod(minutes // 60, 24)
+    return (f"{days} d " if days else "") + f"{hours}:{minutes % 60:02} h"
 
 
 def estimate(plan: Plan, *, cpu: bool, timed: bool) -> dict[str, Estimate]:
