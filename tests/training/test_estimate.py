@@ -16,7 +16,7 @@ def test_durations_read_as_people_say_them(seconds: float | None, said: str) -> 
     assert duration(seconds) == said
 
 
-def test_every_cell_is_estimated_and_bicubic_costs_no_training(write_grid) -> None:
+def test_every_cell_is_estimated_and_bicubic_costs_no_training(write_grid: Callable[..., Path]) -> None:
     plan = load_plan(write_grid(VARIANTS))
     estimates = estimate(plan, cpu=True, timed=True)
     assert set(estimates) == {"hard", "soft", "bicubic"}
