@@ -4,7 +4,14 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from study.grid.fields import Declared, Ints
+from study.grid.fields import Declared, Ints, Neutral, NoEffect
+
+
+Guidance = Annotated[
+    Literal["bias", "feature", "loss"],
+    Neutral("bias"),
+    Field(description="a bias on the logits, channels beside the tokens' in the similarity, or a routing loss"),
+]
 
 
 class NoPrior(Declared):
@@ -14,7 +21,7 @@ class NoPrior(Declared):
 
 
 class FrequencyPrior(Declared):
-    """Log energy in octave bands at the token's place, as a bias on the assignment's logits (ours).
+    """Log energy in octave bands at the token's place, which guides the assignment (ours).
 
     `shuffled` is the placebo: the same descriptor, permuted over the tokens of each image.
     """
@@ -22,6 +29,7 @@ class FrequencyPrior(Declared):
     kind: Literal["frequency", "shuffled"]
     transform: Literal["dct", "wavelet", "laplacian"] = "dct"
     bands: Annotated[int, Field(ge=2, le=6)] = 4
+    guidance: Guidance = "bias"
 
 
 class ControlPrior(Declared):
@@ -29,6 +37,7 @@ class ControlPrior(Declared):
 
     kind: Literal["noise", "variance"]
     bands: Annotated[int, Field(ge=2, le=6)] = 4
+    guidance: Guidance = "bias"
 
 
 class Prototypes(Declared):
@@ -97,6 +106,42 @@ class Soft(Declared):
         return self
 
 
+class Superpixel(Declared):
+    """Each token spread over the nine super tokens of its neighbourhood, which attend one another (Huang et al., 2023).
+
+    Attributes:
+        sizes: sides of the super tokens' grid cells, px.
+    """
+
+    kind: Literal["superpixel"] = "superpixel"
+    sizes: Ints = (12, 16, 20, 24)
+
+
+class SoftMoE(Declared):
+    """Slots that are weighted means of all tokens, each through its expert, and mixed back (Puigcerver et al., 2024).
+
+    Attributes:
+        slots: slots per block.
+        experts: networks that share the slots of a block evenly.
+    """
+
+    kind: Literal["soft_moe"] = "soft_moe"
+    slots: Ints = (16, 32, 64, 128)
+    experts: PositiveInt = 4
+
+    @model_validator(mode="after")
+    def _experts_share_evenly(self) -> Self:
+        if any(count % self.experts for count in self.slots):
+            raise ValueError(f"slots {list(self.slots)}: each must be a multiple of experts {self.experts}")
+        return self
+
+
+class Global(Declared):
+    """Every token attends every other: an upper anchor, for small inputs."""
+
+    kind: Literal["global"] = "global"
+
+
 class NoAssignment(Declared):
     """No token aggregation at all: local attention only."""
 
@@ -119,10 +164,12 @@ class CATANet(Declared):
     windows: Annotated[Ints, Field(description="sides of the local attention windows, px")] = (16, 20, 24, 28)
     blend: Literal["published", "averaged"] = "published"
     prototypes: Prototypes = Prototypes()
-    assignment: Annotated[Hard | Soft | NoAssignment, Field(discriminator="kind")] = Hard()
+    assignment: Annotated[Hard | Soft | Superpixel | SoftMoE | Global | NoAssignment, Field(discriminator="kind")] = (
+        Hard()
+    )
 
     def ineffective(self) -> set[str]:
-        return {"prototypes"} if self.assignment.kind == "none" else set()
+        return set() if isinstance(self.assignment, Hard | Soft) else {"prototypes"}
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
@@ -142,6 +189,26 @@ class CATANet(Declared):
         if isinstance(self.assignment, Soft) and (self.assignment.top_k or 0) > min(self.prototypes.count):
             raise ValueError(
                 f"top_k {self.assignment.top_k} exceeds the smallest prototypes.count, {min(self.prototypes.count)}"
+            )
+        return self
+
+
+class SPIN(Declared):
+    """SPIN (Zhang et al., ICCV 2023); defaults are the published size. Lists are cycled over the blocks."""
+
+    trained: ClassVar[bool] = True
+    kind: Literal["spin"] = "spin"
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 40
+    blocks: PositiveInt = 8
+    qk_width: PositiveInt = 24
+    mlp_width: PositiveInt = 72
+    superpixels: Annotated[Ints, Field(description="sides of superpixels and of local windows, px")] = (12, 16, 20, 24)
+
+    @model_validator(mode="after")
+    def _windows_advance(self) -> Self:
+        if min(self.superpixels) < 4:
+            raise ValueError(
+                f"superpixels {list(self.superpixels)}: a window needs a side of at least 4 px (its stride is side - 2)"
             )
         return self
 
@@ -173,4 +240,16 @@ class Bicubic(Declared):
     kind: Literal["bicubic"] = "bicubic"
 
 
-Model = Annotated[CATANet | IMDN | CFSR | Bicubic, Field(discriminator="kind")]
+class External(Declared):
+    """A trained network of any architecture that spandrel knows, evaluated as it is.
+
+    Attributes:
+        weights: a weights file; relative paths start from the data root. Its content counts, not its place.
+    """
+
+    trained: ClassVar[bool] = False
+    kind: Literal["external"] = "external"
+    weights: Annotated[str, NoEffect()]
+
+
+Model = Annotated[CATANet | SPIN | IMDN | CFSR | External | Bicubic, Field(discriminator="kind")]

@@ -8,14 +8,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from study.grid.models import CATANet as CATANetConfig
+from study.models.global_attention import GlobalAggregation
 from study.models.hard import HardAggregation
-from study.models.layers import ConvFFN, PreNorm, SelfAttention
+from study.models.layers import ConvFFN, PreNorm, SelfAttention, convolve_shuffled
 from study.models.prior import descriptor
 from study.models.soft import SoftAggregation
+from study.models.soft_moe import SoftMoEAggregation
+from study.models.super_tokens import SuperTokenAggregation
 from study.models.windows import Blend, blend, cut, window_count
 
 _SLOPE = 0.1
 _SMALLEST_PX = 8
+_AGGREGATIONS = {
+    "hard": HardAggregation,
+    "soft": SoftAggregation,
+    "superpixel": SuperTokenAggregation,
+    "soft_moe": SoftMoEAggregation,
+    "global": GlobalAggregation,
+    "none": None,
+}
+_Assigning = HardAggregation | SoftAggregation | SuperTokenAggregation | SoftMoEAggregation
 
 
 class LocalAttention(nn.Module):
@@ -38,7 +50,17 @@ class LocalAttention(nn.Module):
         x = blend(tokens.view(windows.shape), x.shape[1], x.shape[2], self.blend)
         return x + mlp(x)
 
-    def tokens(self, height: int, width: int) -> int:
+    def places(self, height: int, width: int) -> dict[str, int]:
+        """Where layers are not applied at every pixel, see `study.evaluation.complexity`."""
+        return {"layer.0": self._tokens(height, width)}
+
+    def products(self, height: int, width: int) -> int:
+        """Multiply-adds of the attention, see `study.evaluation.complexity`."""
+        attention: SelfAttention = self.layer[0].fn  # type: ignore[assignment]
+        keys = min(self.window, height) * min(self.window, width)
+        return self._tokens(height, width) * keys * attention.pair()
+
+    def _tokens(self, height: int, width: int) -> int:
         """Tokens of all windows of a map, those in an overlap counted in each."""
         windows = [(side, min(self.window, side)) for side in (height, width)]
         return math.prod(window_count(side, window) * window for side, window in windows)
@@ -48,7 +70,7 @@ class Block(nn.Sequential):
     """Token aggregation, unless the assignment is `none`, then local attention; map in, map out."""
 
     def __init__(self, config: CATANetConfig, index: int) -> None:
-        aggregation = {"hard": HardAggregation, "soft": SoftAggregation, "none": None}[config.assignment.kind]
+        aggregation = _AGGREGATIONS[config.assignment.kind]
         # the local attention keeps its name where nothing comes before it, and so its initial weights (`models.build`)
         first = {} if aggregation is None else {"0": aggregation(config, index)}
         super().__init__(OrderedDict(first | {"1": LocalAttention(config, index)}))
@@ -94,12 +116,18 @@ class CATANet(nn.Module):
         if self.scale == 4:
             features = F.leaky_relu(F.pixel_shuffle(self.upconv1(features), 2), _SLOPE, inplace=True)
         last = self.upconv2 if self.scale == 4 else self.upconv
-        residual = _convolve_shuffled(F.leaky_relu(last(features), _SLOPE, inplace=True), self.last_conv)
+        residual = convolve_shuffled(F.leaky_relu(last(features), _SLOPE, inplace=True), self.last_conv)
         return F.interpolate(x, scale_factor=self.scale, mode="bilinear", align_corners=False) + residual
+
+    def places(self, height: int, width: int) -> dict[str, int]:
+        """Where layers are not applied at every pixel of the input, see `study.evaluation.complexity`."""
+        return {"upconv2": 4 * height * width, "last_conv": self.scale**2 * height * width}
 
     @torch.no_grad()
     def assignment_maps(self, x: Tensor, keys: Tensor | None = None) -> list[Tensor]:
-        """Prototype index of each token at test, int64 (B, H, W), one map per block that assigns."""
+        """Prototype (slot, super token) of each token at test, int64 (B, H, W), one map per block that assigns."""
+        if not self._aggregations():
+            return []
         was_training = self.training
         self.eval()
         try:
@@ -118,8 +146,8 @@ class CATANet(nn.Module):
         values = torch.stack([value.double() for value in measures.values()]).tolist() if measures else []
         return dict(zip(measures, values, strict=True))
 
-    def _aggregations(self) -> list[HardAggregation | SoftAggregation]:
-        return [part for part in self.blocks.modules() if isinstance(part, HardAggregation | SoftAggregation)]
+    def _aggregations(self) -> list[_Assigning]:
+        return [part for part in self.blocks.modules() if isinstance(part, _Assigning)]
 
     def _features(self, x: Tensor, keys: Tensor | None) -> Tensor:
         if min(x.shape[2:]) < _SMALLEST_PX:
@@ -131,30 +159,3 @@ class CATANet(nn.Module):
             mixed = block(features.permute(0, 2, 3, 1).contiguous(), guidance)
             features = features + mid_conv(mixed.permute(0, 3, 1, 2))
         return features + shallow
-
-
-def _convolve_shuffled(features: Tensor, conv: nn.Conv2d) -> Tensor:
-    """`conv(pixel_shuffle(features))` for a 3 x 3 `conv`, computed before the shuffle, which then moves few channels.
-
-    Each of the f * f phases of the output gets the kernel's taps where the shuffle would have brought them, on the
-    coarse grid's 3 x 3 neighbours.
-
-    Args:
-        features: (B, d * f * f, H, W).
-        conv: d -> c channels.
-
-    Returns:
-        (B, c, H * f, W * f).
-    """
-    out_channels, in_channels = conv.weight.shape[:2]
-    factor = math.isqrt(features.shape[1] // in_channels)
-    phases = [
-        F.pad(conv.weight, (factor + x - 1, 2 * factor - x - 2, factor + y - 1, 2 * factor - y - 2))
-        for y in range(factor)
-        for x in range(factor)
-    ]
-    fine = torch.stack(phases, dim=1).unflatten(4, (3, factor)).unflatten(3, (3, factor))
-    weight = fine.permute(0, 1, 2, 4, 6, 3, 5).reshape(out_channels * factor**2, features.shape[1], 3, 3)
-    assert conv.bias is not None
-    bias = conv.bias.repeat_interleave(factor**2)
-    return F.pixel_shuffle(F.conv2d(features, weight, bias, padding=1), factor)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from study.grid.models import ControlPrior, FrequencyPrior, Hard, NoAssignment, NoPrior, Soft
+from study.grid.fields import Declared
+from study.grid.models import ControlPrior, FrequencyPrior, NoPrior, Soft
 from study.models.layers import full_precision
 
 _BLOCK = 8  # side of the DCT's blocks and of the variance's window, px
@@ -20,7 +21,7 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 @torch.no_grad()
-def descriptor(assignment: Hard | Soft | NoAssignment, image: Tensor, keys: Tensor | None = None) -> Tensor | None:
+def descriptor(assignment: Declared, image: Tensor, keys: Tensor | None = None) -> Tensor | None:
     """The prior's descriptor of each token, (B, H * W, bands); None where nothing is guided.
 
     Args:

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from study.grid.models import CATANet as CATANetConfig
-from study.models.catanet import CATANet, LocalAttention, _convolve_shuffled
+from study.models.catanet import CATANet, LocalAttention
 from study.models.hard import HardAggregation
+from study.models.layers import convolve_shuffled
 from tests.shared import shared
 
 TINY = {
@@ -36,6 +37,9 @@ ARMS = {
     "frequency": {"kind": "soft", "prior": {"kind": "frequency"}},
     "shuffled": {"kind": "soft", "prior": {"kind": "shuffled", "transform": "wavelet"}},
     "noise": {"kind": "soft", "prior": {"kind": "noise"}},
+    "superpixel": {"kind": "superpixel", "sizes": [3, 5]},
+    "soft moe": {"kind": "soft_moe", "slots": [4, 6], "experts": 2},
+    "global": {"kind": "global"},
     "none": {"kind": "none"},
 }
 
@@ -119,7 +123,7 @@ def test_golden_training_step(case: str) -> None:
 def test_convolution_before_the_shuffle(factor: int) -> None:
     conv = torch.nn.Conv2d(5, 3, 3, padding=1).double()
     features = picture(2, 5 * factor**2, 6, 7).double()
-    torch.testing.assert_close(_convolve_shuffled(features, conv), conv(F.pixel_shuffle(features, factor)))
+    torch.testing.assert_close(convolve_shuffled(features, conv), conv(F.pixel_shuffle(features, factor)))
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -149,7 +153,7 @@ def test_smaller_sides_are_refused() -> None:
         network()(picture(1, 3, 7, 20))
 
 
-@pytest.mark.parametrize("arm", ["hard", "soft", "sparsemax, attention", "shuffled"])
+@pytest.mark.parametrize("arm", ["hard", "soft", "sparsemax, attention", "shuffled", "superpixel", "soft moe"])
 def test_reruns_are_equal_to_the_bit(arm: str) -> None:
     def run() -> tuple[Tensor, list[Tensor]]:
         model = network(2, ARMS[arm]).train()
@@ -185,7 +189,7 @@ def test_shapes_are_known_without_computing(arm: str) -> None:
         assert model(torch.empty(1, 3, 20, 24)).shape == (1, 3, 80, 96)
 
 
-@pytest.mark.parametrize("arm", ["hard", "sparsemax, attention", "shuffled"])
+@pytest.mark.parametrize("arm", ["hard", "sparsemax, attention", "shuffled", "superpixel", "soft moe", "global"])
 def test_traced_as_one_graph(arm: str) -> None:
     model = network(2, ARMS[arm]).train()
     x, keys = picture(2, 3, 9, 12), torch.tensor([1, 2])
@@ -195,7 +199,7 @@ def test_traced_as_one_graph(arm: str) -> None:
     torch.testing.assert_close(traced, copied(x, keys))
 
 
-@pytest.mark.parametrize("arm", ["hard", "soft", "frequency"])
+@pytest.mark.parametrize("arm", ["hard", "soft", "frequency", "superpixel", "soft moe", "global"])
 def test_batches_do_not_mix_at_test(arm: str) -> None:
     model = network(2, ARMS[arm]).double().train()
     x, keys = picture(3, 3, 12, 14).double(), torch.tensor([1, 2, 3])
@@ -244,8 +248,11 @@ def test_priors_have_equal_parameters() -> None:
     assert sum(name.endswith("guidance") for name in shapes[0]) == 2
 
 
-@pytest.mark.parametrize("arm", ["hard", "top 2", "frequency"])
-def test_assignment_maps_and_diagnostics(arm: str) -> None:
+@pytest.mark.parametrize(
+    ("arm", "counts"),
+    [("hard", (5, 7)), ("top 2", (5, 7)), ("frequency", (5, 7)), ("superpixel", (12, 4)), ("soft moe", (4, 6))],
+)
+def test_assignment_maps_and_diagnostics(arm: str, counts: tuple[int, int]) -> None:
     model = network(2, ARMS[arm]).train()
     x = picture(2, 3, 10, 12)
     model(x)
@@ -254,18 +261,31 @@ def test_assignment_maps_and_diagnostics(arm: str) -> None:
     assert model.training
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert [tuple(part.shape) for part in maps] == [(2, 10, 12)] * 2
-    assert all(part.dtype == torch.int64 and part.max() < count for part, count in zip(maps, (5, 7), strict=True))
+    assert all(part.dtype == torch.int64 and part.max() < count for part, count in zip(maps, counts, strict=True))
     values = model.diagnostics()
-    expected = {"dead_share", "load_entropy_nats"} | (set() if arm == "hard" else {"entropy_nats", "temperature"})
+    expected = {"dead_share", "load_entropy_nats"} | (set() if arm == "hard" else {"entropy_nats"})
+    expected |= set() if arm in ("hard", "superpixel") else {"temperature"}
     assert set(values) == {f"{name}.{index}" for name in expected for index in (0, 1)}
-    for index, (part, count) in enumerate(zip(maps, (5, 7), strict=True)):
+    for index, (part, count) in enumerate(zip(maps, counts, strict=True)):
         assert 0 <= values[f"load_entropy_nats.{index}"] <= np.log(count) + 1e-9
         if arm == "hard":
             assert values[f"dead_share.{index}"] == pytest.approx(1 - len(part.unique()) / count)
 
 
-def test_no_assignment_has_nothing_to_say() -> None:
-    model = network(2, ARMS["none"])
+@pytest.mark.parametrize("config", [{}, TINY, {"width": 24, "blocks": 2, "qk_width": 24, "mlp_width": 48}])
+@pytest.mark.parametrize("kind", ["superpixel", "soft_moe", "global"])
+def test_arms_are_as_large_as_the_hard_one(kind: str, config: dict) -> None:
+    def size(kind: str) -> int:
+        with torch.device("meta"):
+            model = CATANet(CATANetConfig.model_validate({**config, "assignment": {"kind": kind}}), 4)
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    assert size(kind) / size("hard") == pytest.approx(1, abs=0.005)
+
+
+@pytest.mark.parametrize("arm", ["none", "global"])
+def test_no_assignment_has_nothing_to_say(arm: str) -> None:
+    model = network(2, ARMS[arm])
     model(picture(1, 3, 8, 8))
     assert model.diagnostics() == {}
     assert model.assignment_maps(picture(1, 3, 8, 8)) == []

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from study.grid.models import CATANet
 from study.models import catanet
+from study.models.hard import HardAggregation
 from study.models.prototypes import similarities
 from study.models.soft import SoftAggregation, flow_widths, sparsemax, top_softmax
 from tests.shared import shared
@@ -82,6 +83,22 @@ def test_top_one_is_the_hard_assignment() -> None:
     assert torch.equal(shares.argmax(dim=-1), nearest)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_top_one_assigns_as_the_hard_block(training: bool) -> None:
+    soft = block(heads=1, support="topk", top_k=1).train(training)
+    config = CATANet(width=WIDTH, qk_width=8, mlp_width=10, heads=1, prototypes=soft.config)
+    hard = HardAggregation(config, 0).double().train(training)
+    torch.nn.init.normal_(soft.norm.weight)
+    hard.load_state_dict({name: value for name, value in soft.state_dict().items() if "." not in name}, strict=False)
+    hard.norm.load_state_dict(soft.norm.state_dict())
+    x = numbers(2, 5, 8, WIDTH)
+    soft(x)
+    hard(x)
+    torch.testing.assert_close(soft.means, hard.means)
+    assert torch.equal(soft.assignment(), hard.assignment())
+    assert len(hard.assignment().unique()) == COUNT
+
+
 def test_top_one_passes_the_gradient_of_the_full_softmax() -> None:
     logits, weight = numbers(3, COUNT).requires_grad_(), numbers(3, COUNT, seed=1)
     (through,) = torch.autograd.grad((top_softmax(logits, 1) * weight).sum(), logits)
@@ -139,6 +156,24 @@ def test_an_unused_prototype_is_harmless(soft: dict) -> None:
     assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
     torch.testing.assert_close(F.normalize(module.means[2], dim=0)[0::6], torch.full((2,), -(0.5**0.5)).double())
     assert module.measures()["dead_share"] >= 0.2
+
+
+@pytest.mark.parametrize("soft", SUPPORTS[1:])
+def test_an_unused_prototype_reaches_tokens_through_the_others_only(soft: dict) -> None:
+    module, tokens = block(**soft), numbers(1, 30, WIDTH)
+    tokens[..., 0::6] = tokens[..., 0::6].abs() * 4 + 4
+
+    @torch.no_grad()
+    def output(prototype: Tensor) -> Tensor:
+        module.means[2] = 0.1 * prototype
+        module.means[2, 0::6] = -1
+        assert module.shares(tokens, module.means[None])[..., 2].abs().sum() == 0
+        return module.mix(tokens)
+
+    first, second = numbers(WIDTH, seed=4), numbers(WIDTH, seed=5)
+    assert not torch.equal(output(first), output(second))
+    torch.nn.init.zeros_(module.among_prototypes.get_parameter("0.fn.proj.weight"))
+    assert torch.equal(output(first), output(second))
 
 
 @pytest.mark.parametrize(
