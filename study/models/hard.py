@@ -6,15 +6,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from study.grid.models import CATANet, Hard
-from study.models.layers import (
-    ConvFFN,
-    PreNorm,
-    attend,
-    full_precision,
-    head_width,
-    pad_input_heads,
-    pad_output_heads,
-)
+from study.models.attention import attend, group, merge, project, ungroup
+from study.models.layers import ConvFFN, PreNorm, full_precision
 from study.models.prototypes import PrototypeBlock, mirrored, occupancy, similarities
 
 
@@ -56,7 +49,6 @@ class HardAggregation(PrototypeBlock):
         self.heads = config.heads
         self.group_size = hard.group_sizes[index % len(hard.group_sizes)]
         self.scale = (config.qk_width // config.heads) ** -0.5
-        self.head_width = head_width(config.qk_width // config.heads, width // config.heads)
         self.norm = nn.LayerNorm(width)
         self.iasa_attn = IntraGroupAttention(config, hard.fusion)
         self.irca_attn = None if hard.fusion == "iasa" else InterGroupAttention(config)
@@ -78,6 +70,18 @@ class HardAggregation(PrototypeBlock):
             mixed = self._mix(normed, prototypes, self._order(cosines, assignment))
         x = x + mixed.unflatten(1, x.shape[1:3])
         return x + self.mlp(x)
+
+    def places(self, height: int, width: int) -> dict[str, int]:
+        """Where layers are not applied at every pixel, see `study.evaluation.complexity`."""
+        return {"irca_attn": self.count}
+
+    def products(self, height: int, width: int) -> int:
+        """Multiply-adds of both attentions and of the assignment, see `study.evaluation.complexity`."""
+        tokens, channels = height * width, self.conv1x1.in_channels
+        span = min(tokens, self.group_size) * (2 if self.hard.attend_next else 1)
+        keys = (span if self.hard.fusion != "irca" else 0) + (self.count if self.irca_attn is not None else 0)
+        pair = self.iasa_attn.to_q.out_features + channels
+        return tokens * keys * pair + self.similarity_products(tokens, channels)
 
     def assignment(self) -> Tensor:
         """Prototype index of each token in the last forward, (B, N)."""
@@ -106,53 +110,46 @@ class HardAggregation(PrototypeBlock):
         """Both attentions over the sorted tokens (B, N, d), brought back into the image's order."""
         length = normed.shape[1]
         inverse = torch.empty_like(order).scatter_(1, order, torch.arange(length, device=order.device).expand_as(order))
-        group = min(length, self.group_size)
-        padding = -length % group
+        size = min(length, self.group_size)
+        padding = -length % size
         tokens = _Sort.apply(normed, order, inverse, padding)
         queries = self._queries(tokens)
-        attended = _Sort.apply(normed, order, inverse, padding + group) if self.hard.attend_next else tokens
-        mixed = self._attend_groups(queries, attended, group, length)
+        attended = _Sort.apply(normed, order, inverse, padding + size) if self.hard.attend_next else tokens
+        mixed = self._attend_groups(queries, attended, size, length)
         if self.irca_attn is not None:
             between = self._attend_prototypes(queries, prototypes)
-            mixed = torch.cat([mixed, between], dim=-1) if self.hard.fusion == "concat" else mixed + between
+            mixed = torch.cat([mixed, between], dim=1) if self.hard.fusion == "concat" else mixed + between
         mixed = self._project(mixed)
         return _Sort.apply(mixed[:, :length] if padding else mixed, inverse, order, 0)
 
     def _queries(self, tokens: Tensor) -> Tensor:
-        return F.linear(tokens, pad_output_heads(self.iasa_attn.to_q.weight, self.heads, self.head_width))
+        return project(tokens, self.iasa_attn.to_q.weight * self.scale, self.heads)
 
     def _keys_and_values(
         self, part: IntraGroupAttention | InterGroupAttention, tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
         assert part.to_k is not None
         assert part.to_v is not None
-        weights = (pad_output_heads(to.weight, self.heads, self.head_width) for to in (part.to_k, part.to_v))
-        keys, values = (F.linear(tokens, weight) for weight in weights)
-        return keys, values
+        return project(tokens, part.to_k.weight, self.heads), project(tokens, part.to_v.weight, self.heads)
 
-    def _attend_groups(self, queries: Tensor, tokens: Tensor, group: int, length: int) -> Tensor:
-        """Queries (B, G * g, C), each attending the keys of its own group and, with `attend_next`, of the next."""
-        batch, count = len(queries), queries.shape[1] // group
-        span = group * (2 if self.hard.attend_next else 1)
-        keys, values = (_Spans.apply(part, group, span) for part in self._keys_and_values(self.iasa_attn, tokens))
+    def _attend_groups(self, queries: Tensor, tokens: Tensor, size: int, length: int) -> Tensor:
+        """Queries (B, heads, G * g, e), each attending its own group's keys and, with `attend_next`, the next one's."""
+        batch, count = len(queries), queries.shape[2] // size
+        span = size * (2 if self.hard.attend_next else 1)
+        keys, values = (group(part, size, span) for part in self._keys_and_values(self.iasa_attn, tokens))
         real = None
         if self.hard.padding == "masked":
-            first = torch.arange(count, device=tokens.device)[:, None] * group
+            first = torch.arange(count, device=tokens.device)[:, None] * size
             real = (first + torch.arange(span, device=tokens.device) < length).repeat(batch, 1)
-        grouped = queries.view(batch * count, group, -1)
-        mixed = attend(grouped, keys.flatten(0, 1), values.flatten(0, 1), heads=self.heads, scale=self.scale, real=real)
-        return mixed.view(batch, count * group, -1)
+        return ungroup(attend(group(queries, size, size), keys, values, real), batch)
 
     def _attend_prototypes(self, queries: Tensor, prototypes: Tensor) -> Tensor:
         assert self.irca_attn is not None
-        keys, values = (part.expand(len(queries), -1, -1) for part in self._keys_and_values(self.irca_attn, prototypes))
-        return attend(queries, keys, values, heads=self.heads, scale=self.scale)
+        return attend(queries, *self._keys_and_values(self.irca_attn, prototypes))
 
     def _project(self, mixed: Tensor) -> Tensor:
         # Nothing lies between the two linear maps, so they are applied as one.
-        weight = self.conv1x1.weight.flatten(1) @ self.iasa_attn.proj.weight
-        heads = self.heads * (2 if self.hard.fusion == "concat" else 1)
-        return F.linear(mixed, pad_input_heads(weight, heads, self.head_width))
+        return merge(mixed, self.conv1x1.weight.flatten(1) @ self.iasa_attn.proj.weight)
 
 
 class _Sort(torch.autograd.Function):
@@ -184,25 +181,3 @@ def _take(tokens: Tensor, order: Tensor) -> Tensor:
     batch, length = order.shape
     rows = order + torch.arange(batch, device=order.device)[:, None] * tokens.shape[1]
     return tokens.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, (batch, length))
-
-
-class _Spans(torch.autograd.Function):
-    """Spans of tokens that begin at each group, one group long or two: (B, N, C) -> (B, G, span, C), without a copy."""
-
-    @staticmethod
-    def forward(ctx, tokens: Tensor, group: int, span: int) -> Tensor:
-        ctx.group = group
-        return tokens.unfold(1, span, group).transpose(2, 3)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        batch, count, span, channels = gradient.shape
-        if span == ctx.group:
-            return gradient.flatten(1, 2), None, None
-        own, following = gradient.split(ctx.group, dim=2)
-        total = gradient.new_empty(batch, count + 1, ctx.group, channels)
-        total[:, :-1] = own
-        total[:, -1] = following[:, -1]
-        total[:, 1:-1] += following[:, :-1]
-        return total.flatten(1, 2), None, None

@@ -1,10 +1,13 @@
 """Parts shared by CATANet's blocks; maps inside the blocks are (B, H, W, d), contiguous, so that tokens are a view."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from study.models import attention
 
 _ALIGNMENT = 8  # of head widths: fused attention kernels refuse others
 
@@ -55,20 +58,19 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.scale = (qk_width // heads) ** -0.5
-        self.head_width = head_width(qk_width // heads, value_width // heads)
         self.to_q = nn.Linear(width, qk_width, bias=False)
         self.to_k = nn.Linear(width, qk_width, bias=False)
         self.to_v = nn.Linear(width, value_width, bias=False)
         self.proj = nn.Linear(value_width, width, bias=False)
 
+    def pair(self) -> int:
+        """Multiply-adds of one query with one key and its value, at declared widths."""
+        return self.to_q.out_features + self.to_v.out_features
+
     def forward(self, x: Tensor) -> Tensor:
-        # Three products: one for all would have to be split, and its gradient joined again by a copy.
-        queries, keys, values = (
-            F.linear(x, pad_output_heads(part.weight, self.heads, self.head_width))
-            for part in (self.to_q, self.to_k, self.to_v)
-        )
-        mixed = attend(queries, keys, values, heads=self.heads, scale=self.scale)
-        return F.linear(mixed, pad_input_heads(self.proj.weight, self.heads, self.head_width))
+        queries = attention.project(x, self.to_q.weight * self.scale, self.heads)
+        keys, values = (attention.project(x, part.weight, self.heads) for part in (self.to_k, self.to_v))
+        return attention.merge(attention.attend(queries, keys, values), self.proj.weight)
 
 
 class DepthwiseConv(nn.Module):
@@ -125,3 +127,30 @@ def full_precision(x: Tensor) -> AbstractContextManager:
     if x.is_meta:
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
+
+
+def convolve_shuffled(features: Tensor, conv: nn.Conv2d) -> Tensor:
+    """`conv(pixel_shuffle(features))` for a 3 x 3 `conv`, computed before the shuffle, which then moves few channels.
+
+    Each of the f * f phases of the output gets the kernel's taps where the shuffle would have brought them, on the
+    coarse grid's 3 x 3 neighbours.
+
+    Args:
+        features: (B, d * f * f, H, W).
+        conv: d -> c channels.
+
+    Returns:
+        (B, c, H * f, W * f).
+    """
+    out_channels, in_channels = conv.weight.shape[:2]
+    factor = math.isqrt(features.shape[1] // in_channels)
+    phases = [
+        F.pad(conv.weight, (factor + x - 1, 2 * factor - x - 2, factor + y - 1, 2 * factor - y - 2))
+        for y in range(factor)
+        for x in range(factor)
+    ]
+    fine = torch.stack(phases, dim=1).unflatten(4, (3, factor)).unflatten(3, (3, factor))
+    weight = fine.permute(0, 1, 2, 4, 6, 3, 5).reshape(out_channels * factor**2, features.shape[1], 3, 3)
+    assert conv.bias is not None
+    bias = conv.bias.repeat_interleave(factor**2)
+    return F.pixel_shuffle(F.conv2d(features, weight, bias, padding=1), factor)

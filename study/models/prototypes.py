@@ -76,6 +76,11 @@ class PrototypeBlock(nn.Module):
             self._remember(current.detach()[0], started)
         return current
 
+    def similarity_products(self, tokens: int, width: int) -> int:
+        """Multiply-adds of all tokens with all prototypes at test: to assign them, and in the steps of `per_image`."""
+        steps = self.config.iterations if self.config.update == "per_image" else 0
+        return (1 + steps) * tokens * self.count * width
+
     def _has_started(self) -> bool:
         if not self._started and not self.initted.is_meta:
             self._started = bool(self.initted)

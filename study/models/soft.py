@@ -11,16 +11,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from study.grid.models import CATANet, Soft
+from study.models.attention import attend, merge, project
 from study.models.layers import (
     MLP,
     ConvFFN,
     PreNorm,
     SelfAttention,
-    attend,
     full_precision,
-    head_width,
-    pad_input_heads,
-    pad_output_heads,
 )
 from study.models.prototypes import PrototypeBlock, occupancy
 
@@ -118,6 +115,20 @@ class SoftAggregation(PrototypeBlock):
             return sparsemax(logits)
         return logits.softmax(dim=-1) if self.soft.top_k is None else top_softmax(logits, self.soft.top_k)
 
+    def places(self, height: int, width: int) -> dict[str, int]:
+        """Where layers are not applied at every pixel, see `study.evaluation.complexity`."""
+        on_prototypes = ("to_prototypes.proj", "among_prototypes", "to_tokens.to_v", "to_k")
+        return dict.fromkeys(on_prototypes, self.count)
+
+    def products(self, height: int, width: int) -> int:
+        """Multiply-adds of the assignment, both flows and the attention, see `study.evaluation.complexity`."""
+        tokens, flow = height * width, self.to_tokens.to_v.out_features
+        bands = 0 if self.guidance is None else self.guidance.shape[1]
+        flows = 2 if self.to_q is None else 3  # attention takes products for its weights, too
+        attention = self.count**2 * 2 * flow
+        channels = self.conv1x1.in_channels
+        return tokens * self.count * (flows * flow + bands) + attention + self.similarity_products(tokens, channels)
+
     def assignment(self) -> Tensor:
         """Index of the prototype with the largest weight, averaged over heads, in the last forward; (B, N)."""
         return self._last_shares().mean(dim=1).argmax(dim=-1)
@@ -150,14 +161,10 @@ class SoftAggregation(PrototypeBlock):
         if self.to_q is None or self.to_k is None:
             values = self.to_tokens.to_v(prototypes).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             return F.linear((shares @ values).transpose(1, 2).flatten(2), weight)
-        per_head = self.to_q.out_features // self.heads
-        wide = head_width(per_head)
-        queries, keys, values = (
-            F.linear(source, pad_output_heads(to.weight, self.heads, wide))
-            for source, to in ((normed, self.to_q), (prototypes, self.to_k), (prototypes, self.to_tokens.to_v))
-        )
-        mixed = attend(queries, keys, values, heads=self.heads, scale=per_head**-0.5)
-        return F.linear(mixed, pad_input_heads(weight, self.heads, wide))
+        scale = (self.to_q.out_features // self.heads) ** -0.5
+        queries = project(normed, self.to_q.weight * scale, self.heads)
+        keys, values = (project(prototypes, to.weight, self.heads) for to in (self.to_k, self.to_tokens.to_v))
+        return merge(attend(queries, keys, values), weight)
 
 
 def flow_widths(config: CATANet) -> tuple[int, int]:

@@ -1,0 +1,249 @@
+"""Multi-head softmax attention whose heads are narrow: 9 and 10 channels in CATANet.
+
+On a GPU, and under autocast, PyTorch's fused kernel does the work; it refuses such widths, so that heads are padded
+with zeros. On a CPU in full precision that kernel spends more time on its running maximum than on products: there the
+weights are exponentials as they are, in blocks that stay in a core's cache, and a row of ones among the values sums
+them up. Should a sum leave the safe range, PyTorch's kernel does it after all.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Barrier
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+_ALIGNMENT = 8  # of head widths: fused kernels refuse others
+_BLOCK = 1 << 18  # weights that a thread holds at once: 1 MiB, which stays in a core's cache
+_SAFE = 1e15  # sums of exponentials outside 1/_SAFE to _SAFE would cost digits in the gradient
+
+
+def project(x: Tensor, weight: Tensor, heads: int) -> Tensor:
+    """A linear map whose output is split into heads.
+
+    Args:
+        x: tokens, (B, L, d).
+        weight: (heads * e, d), head after head; that of queries times the attention's scale.
+        heads: number of heads.
+
+    Returns:
+        (B, heads, L, e), in blocks with the tokens innermost in memory; else padded with zeros to a multiple of 8.
+    """
+    if _in_blocks(x):
+        return torch.bmm(weight.expand(len(x), -1, -1), x.mT).unflatten(1, (heads, -1)).mT
+    per_head = weight.unflatten(0, (heads, -1))
+    padded = F.pad(per_head, (0, 0, 0, -per_head.shape[1] % _ALIGNMENT)).flatten(0, 1)
+    return F.linear(x, padded).unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, real: Tensor | None = None) -> Tensor:
+    """Softmax attention of each head, without a factor: `project` has put it into the queries.
+
+    Args:
+        queries: (B, heads, L, e).
+        keys: (B or 1, heads, S, e).
+        values: (B or 1, heads, S, f).
+        real: bool (B, S), the keys that may be attended; all when absent.
+
+    Returns:
+        (B, heads, L, f).
+    """
+    keys, values = (part.expand(len(queries), -1, -1, -1) for part in (keys, values))
+    if real is None and _in_blocks(queries):
+        parts = [part.mT.flatten(0, 1) for part in (queries, keys, values)]
+        with torch.no_grad():
+            sums = _weighted_sums(*parts)
+            low, high = sums[:, -1].aminmax()
+        # what is not a number must come out as such, which PyTorch's kernel does not guarantee
+        if low.isnan() or (low > 1 / _SAFE and high < _SAFE):
+            return _Blocked.apply(*parts, sums).unflatten(0, queries.shape[:2]).mT
+    width = max(queries.shape[-1], values.shape[-1])
+    width += -width % _ALIGNMENT
+    padded = [F.pad(part, (0, width - part.shape[-1])) for part in (queries, keys, values)]
+    mask = None if real is None else real[:, None, None, :].expand(-1, -1, queries.shape[2], -1)
+    mixed = F.scaled_dot_product_attention(*padded, attn_mask=mask, scale=1.0)
+    return mixed[..., : values.shape[-1]]
+
+
+def merge(mixed: Tensor, weight: Tensor) -> Tensor:
+    """The linear map that joins heads, (B, heads, L, f) -> (B, L, d); its weight is (d, heads * f) without padding."""
+    per_head = weight.unflatten(1, (mixed.shape[1], -1))
+    padding = mixed.shape[-1] - per_head.shape[2]
+    weight = F.pad(per_head, (0, padding)).flatten(1) if padding else weight
+    if _in_blocks(mixed):
+        return torch.bmm(mixed.mT.flatten(1, 2).mT, weight.T.expand(len(mixed), -1, -1))
+    return F.linear(mixed.transpose(1, 2).flatten(2), weight)
+
+
+def group(part: Tensor, step: int, span: int) -> Tensor:
+    """Spans of tokens, one from every `step`-th on, as a batch of their own.
+
+    Args:
+        part: (B, heads, L, e), with L = (G - 1) * step + span.
+        step: tokens between the beginnings of two spans.
+        span: `step`, or twice as many.
+
+    Returns:
+        (B * G, heads, span, e).
+    """
+    return _Spans.apply(part, step, span)
+
+
+def ungroup(mixed: Tensor, batch: int) -> Tensor:
+    """Joins spans that do not overlap: (batch * G, heads, span, f) -> (batch, heads, G * span, f)."""
+    if _in_blocks(mixed):
+        return mixed.mT.unflatten(0, (batch, -1)).permute(0, 2, 3, 1, 4).flatten(3).mT
+    return mixed.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
+
+
+def _in_blocks(x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _blocks(matrices: range, queries: int, keys: int) -> Iterator[tuple[slice, slice]]:
+    """Blocks of matrices and, where one matrix is large, of its queries."""
+    parts = -(-queries * keys // _BLOCK)
+    width = max(16, -(-queries // parts))
+    width += -width % 16 if parts > 1 else 0
+    step = max(1, _BLOCK // (width * keys))
+    for first in matrices[::step]:
+        for start in range(0, queries, width):
+            yield slice(first, min(matrices.stop, first + step)), slice(start, min(queries, start + width))
+
+
+def _share(work: Callable[[Any], None], tasks: Sequence) -> None:
+    """Lets PyTorch's number of threads work on equal shares of the tasks.
+
+    One thread for each share needs no barrier at every small product, as OpenMP's would; and a machine that others
+    use, too, slows those down out of all proportion.
+    """
+    count = min(torch.get_num_threads(), len(tasks))
+    if count == 1:
+        work(tasks)
+        return
+    inference = torch.is_inference_mode_enabled()
+
+    def one(index: int) -> None:
+        with torch.inference_mode(inference), torch.no_grad():
+            work(tasks[index * len(tasks) // count : (index + 1) * len(tasks) // count])
+
+    for done in [_threads(count).submit(one, index) for index in range(count)]:
+        done.result()
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    mine, started = torch.get_num_threads(), Barrier(count)
+    pool = ThreadPoolExecutor(count, "attention", initializer=torch.set_num_threads, initargs=(1,))
+    list(pool.map(lambda _: started.wait(), range(count)))
+    torch.set_num_threads(mine)  # each thread keeps its own number, but the last one said holds for threads to come
+    return pool
+
+
+def _exponentials(queries: Tensor, keys: Tensor, scratch: Tensor) -> Tensor:
+    """Unnormalised weights of (n, e, w) queries on (n, e, S) keys, (n, S, w), in memory used again and again."""
+    out = _within(scratch, len(queries), keys.shape[2], queries.shape[2])
+    return torch.bmm(keys.mT, queries, out=out).exp_()
+
+
+def _within(scratch: Tensor, *shape: int) -> Tensor:
+    return scratch[: math.prod(shape)].view(shape)
+
+
+def _scratch(queries: Tensor, keys: Tensor) -> Tensor:
+    """Memory for the largest of `_blocks`."""
+    count, _, length = queries.shape
+    return queries.new_empty(min(_BLOCK + 16 * keys.shape[2], count * (length + 16) * keys.shape[2]))
+
+
+def _with_ones(values: Tensor) -> Tensor:
+    return F.pad(values, (0, 0, 0, 1), value=1.0)
+
+
+def _weighted_sums(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Values (n, f, S) summed with exponential weights, and in a last row the sum of these; (n, f + 1, L)."""
+    extended = _with_ones(values)
+    sums = queries.new_empty(len(queries), extended.shape[1], queries.shape[2])
+
+    def work(blocks: list[tuple[slice, slice]]) -> None:
+        scratch = _scratch(queries, keys)
+        for matrices, columns in blocks:
+            weights = _exponentials(queries[matrices, :, columns], keys[matrices], scratch)
+            torch.bmm(extended[matrices], weights, out=sums[matrices, :, columns])
+
+    _share(work, list(_blocks(range(len(queries)), queries.shape[2], keys.shape[2])))
+    return sums
+
+
+class _Blocked(torch.autograd.Function):
+    """Attention of (n, e, L) queries over (n, e, S) keys from sums made before; its gradient makes the weights anew."""
+
+    @staticmethod
+    def forward(ctx, queries: Tensor, keys: Tensor, values: Tensor, sums: Tensor) -> Tensor:
+        mixed = sums[:, :-1] / sums[:, -1:]
+        ctx.save_for_backward(queries, keys, values, mixed, sums[:, -1:])
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        queries, keys, values, mixed, total = ctx.saved_tensors
+        gradient = gradient / total
+        # one product gives the weights' gradients, less their mean under the softmax
+        extended = torch.cat([gradient, -(gradient * mixed).sum(dim=1, keepdim=True)], dim=1)
+        values = _with_ones(values)
+        of_queries = torch.empty_like(queries)
+        of_keys = torch.zeros_like(keys)
+        of_values = keys.new_zeros(len(keys), mixed.shape[1], keys.shape[2])
+
+        def work(share: range) -> None:
+            scratches = [_scratch(queries, keys) for _ in range(2)]
+            for matrices, columns in _blocks(share, queries.shape[2], keys.shape[2]):
+                here = queries[matrices, :, columns]
+                weights = _exponentials(here, keys[matrices], scratches[0])
+                of_values[matrices].baddbmm_(gradient[matrices, :, columns], weights.mT)
+                slopes = _within(scratches[1], *weights.shape)
+                torch.bmm(values[matrices].mT, extended[matrices, :, columns], out=slopes).mul_(weights)
+                torch.bmm(keys[matrices], slopes, out=of_queries[matrices, :, columns])
+                of_keys[matrices].baddbmm_(here, slopes.mT)
+
+        _share(work, range(len(queries)))  # by matrices: queries of one add to the same keys
+        return of_queries, of_keys, of_values, None
+
+
+class _Spans(torch.autograd.Function):
+    """`group`; its gradient is two shifted copies, where autograd would scatter."""
+
+    @staticmethod
+    def forward(ctx, part: Tensor, step: int, span: int) -> Tensor:
+        ctx.batch, ctx.step = len(part), step
+        spans = part.unfold(2, span, step).transpose(1, 2)  # (B, G, heads, e, span)
+        if _in_blocks(part):
+            return spans.flatten(0, 1).mT
+        return spans.mT.flatten(0, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        spans = gradient.unflatten(0, (ctx.batch, -1)).transpose(1, 2)
+        batch, heads, count, span, width = spans.shape
+        overlap = span - ctx.step
+        if _in_blocks(gradient):  # tokens innermost
+            total = gradient.new_empty(batch, heads, width, count + bool(overlap), ctx.step).permute(0, 1, 3, 4, 2)
+        else:
+            total = gradient.new_empty(batch, heads, count + bool(overlap), ctx.step, width)
+        total[:, :, :count] = spans[..., : ctx.step, :]
+        if overlap:
+            total[:, :, count] = spans[:, :, -1, ctx.step :]
+            total[:, :, 1:count] += spans[:, :, :-1, ctx.step :]
+        return total.flatten(2, 3), None, None
