@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from study.grid.fields import Declared, Neutral, NoEffect
+from study.grid.models import External
 from study.grid.schema import SCHEMA_VERSION, Bundled, Folder, Hub, Pairs, Run, Source
 
 SOURCES = (Bundled, Folder, Pairs, Hub)
@@ -23,34 +24,41 @@ def _fields(cls: type[Declared]) -> tuple[tuple[str, Neutral | None], ...]:
     return tuple(kept)
 
 
-def _canonical(value: Any, source: Callable[[Source], str | None]) -> Any:
+def _canonical(value: Any, content: Callable[[Source | External], str | None]) -> Any:
     if isinstance(value, SOURCES):
-        return source(value)
+        return content(value)
+    if isinstance(value, External):
+        return {"kind": value.kind, "weights": content(value)}
     if isinstance(value, Declared):
         drop = value.ineffective()
         body = {}
         for name, neutral in _fields(type(value)):
             item = getattr(value, name)
             if name not in drop and not (neutral and item == neutral.value):
-                body[name] = _canonical(item, source)
+                body[name] = _canonical(item, content)
         return body
     if isinstance(value, tuple | list):
-        return [_canonical(item, source) for item in value]
+        return [_canonical(item, content) for item in value]
     if isinstance(value, dict):  # as pairs: the order counts, since the first dataset is the one validated on
-        return [[key, _canonical(item, source)] for key, item in value.items()]
+        return [[key, _canonical(item, content)] for key, item in value.items()]
     return value
 
 
-def specification(run: Run, fingerprints: Mapping[Source, str] | None = None) -> str:
+def specification(run: Run, fingerprints: Mapping[Source | External, str] | None = None) -> str:
     """Canonical JSON of all that can change the run's result.
 
     Args:
         run: the resolved run.
-        fingerprints: content hash of every image set the run uses; without it the images stay out, and two runs
-            are equal when they differ in nothing but their data.
+        fingerprints: content hash of all that the run reads; without it the images stay out, and two runs are equal
+            when they differ in nothing but their data; external weights count by their path, for another file is
+            another network.
     """
-    body = _canonical(run, (lambda _: None) if fingerprints is None else fingerprints.__getitem__)
+    body = _canonical(run, _path_of_weights if fingerprints is None else fingerprints.__getitem__)
     return json.dumps({"schema": SCHEMA_VERSION, "run": body}, sort_keys=True, separators=(",", ":"))
+
+
+def _path_of_weights(item: Source | External) -> str | None:
+    return item.weights if isinstance(item, External) else None
 
 
 def sources(run: Run) -> Iterator[Source]:
@@ -60,12 +68,19 @@ def sources(run: Run) -> Iterator[Source]:
     yield from run.evaluation.datasets.values()
 
 
-def run_id(run: Run, fingerprints: Mapping[Source, str]) -> str:
+def inputs(run: Run) -> Iterator[Source | External]:
+    """All that the run's result depends on and that lies outside its declaration: image sets and external weights."""
+    yield from sources(run)
+    if isinstance(run.model, External):
+        yield run.model
+
+
+def run_id(run: Run, fingerprints: Mapping[Source | External, str]) -> str:
     """The run's folder name: a readable slug and ten hexadecimal digits, such as `catanet-soft-x2-s0-0123456789`.
 
     Args:
         run: the resolved run.
-        fingerprints: content hash of every source of `sources(run)`; `KeyError` where one is absent.
+        fingerprints: content hash of each of `inputs(run)`; `KeyError` where one is absent.
     """
     digest = hashlib.sha256(specification(run, fingerprints).encode()).hexdigest()[:10]
     assignment = getattr(run.model, "assignment", None)

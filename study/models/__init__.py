@@ -9,19 +9,28 @@ from study.grid.schema import Run
 from study.models.bicubic import Bicubic
 from study.models.catanet import CATANet
 from study.models.cfsr import CFSR
+from study.models.external import External
 from study.models.imdn import IMDN
+from study.models.spin import SPIN
 
-MODELS: dict[str, type[nn.Module]] = {"bicubic": Bicubic, "catanet": CATANet, "cfsr": CFSR, "imdn": IMDN}
+MODELS: dict[str, type[nn.Module]] = {
+    "bicubic": Bicubic,
+    "catanet": CATANet,
+    "cfsr": CFSR,
+    "external": External,
+    "imdn": IMDN,
+    "spin": SPIN,
+}
 
 
 def build(run: Run) -> nn.Module:
-    """The run's network, initialised from its seed.
+    """The run's network, initialised from its seed; an external one as its file has it (see `external.placed`).
 
     Every submodule draws from a generator of its own, seeded by (seed, name), so that two variants share the initial
     values of all modules they have in common, and adding a module moves no other.
     """
     network = MODELS[run.model.kind](run.model, run.scale)
-    if any(parameter.is_meta for parameter in network.parameters()):
+    if not run.model.trained or any(parameter.is_meta for parameter in network.parameters()):
         return network
     with torch.random.fork_rng(devices=[]):
         for name, module in network.named_modules():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from study import StudyError
 
 _NAMED = 3
+_LAYOUTS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "net")
 _EDGE_BRANCHES = ".edge_scales"  # of CFSR's training form; a merged file has none
 
 
@@ -24,18 +25,33 @@ class WeightsError(StudyError):
 def load_weights(model: nn.Module, path: Path) -> None:
     """Loads a `.pth`, `.pt` or `.safetensors` file into `model`, every entry or none.
 
-    Accepts a state dict, one under `params_ema` (taken first), `params` or `state_dict`, and names under `module.`.
-    Pickles are read with `weights_only`: tensors and plain containers, no code. A merged CFSR file loads into the
-    training form, whose edge branches are then zero.
+    Values take the network's own floating type. A merged CFSR file loads into the training form, whose edge branches
+    are then zero.
 
     Raises:
-        WeightsError: the file is missing, broken, not a weights file, or of another network or scale.
+        WeightsError: see `read_state`; or the file is of another network or scale.
     """
-    state = _unwrap(_read(path), path)
+    state = read_state(path)
     mismatch = _mismatch(model, state)
     if mismatch:
         raise WeightsError(f"{path} does not fit: {mismatch}")
     model.load_state_dict(state)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict of a `.pth`, `.pt` or `.safetensors` file, on the CPU.
+
+    Accepts a state dict, one under `params_ema` (taken first) or another usual key, and names under `module.`.
+    Pickles are read with `weights_only`: tensors and plain containers, no code.
+
+    Raises:
+        WeightsError: the file is missing, broken, not a weights file, or has values that are not finite in fp32.
+    """
+    state = _unwrap(_read(path), path)
+    wrong = [name for name, value in state.items() if value.is_floating_point() and not value.float().isfinite().all()]
+    if wrong:
+        raise WeightsError(f"{path} has NaN or infinite values ({_some(wrong)}): broken, or its training diverged")
+    return state
 
 
 def _read(path: Path) -> Any:
@@ -61,21 +77,27 @@ def _read(path: Path) -> Any:
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    for layout in ("params_ema", "params", "state_dict"):
+    for layout in _LAYOUTS:
         if isinstance(content, dict) and isinstance(content.get(layout), dict):
             content = content[layout]
             break
     if not isinstance(content, dict) or not content:
         raise WeightsError(f"{path} holds no state dict but {type(content).__name__}")
-    other = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    other = [str(name) for name, value in content.items() if not _is_plain(value)]
     if other:
         raise WeightsError(
-            f"{path} has entries that are no tensors ({_some(other)}); expected a state dict, "
-            "or one under params_ema, params or state_dict"
+            f"{path} has entries that are no plain tensors ({_some(other)}); expected a state dict, "
+            f"or one under {', '.join(_LAYOUTS)}"
         )
     if all(name.startswith("module.") for name in content):
         content = {name.removeprefix("module."): value for name, value in content.items()}
     return content
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a dense tensor of real numbers, with values."""
+    dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+    return dense and not value.is_quantized and not value.is_complex()
 
 
 def _mismatch(model: nn.Module, state: dict[str, Tensor]) -> str:
@@ -83,7 +105,13 @@ def _mismatch(model: nn.Module, state: dict[str, Tensor]) -> str:
     found = {name: value.shape for name, value in state.items()}
     expected = _shapes(model, found)
     if found == expected:
-        return ""
+        types = {name: value.dtype for name, value in model.state_dict().items()}
+        wrong = [
+            f"{name} is {value.dtype}, expected {types[name]}"
+            for name, value in state.items()
+            if value.is_floating_point() != types[name].is_floating_point
+        ]
+        return f"{len(wrong)} of another type ({_some(wrong)})" if wrong else ""
     for scale in {1, 2, 3, 4} - {model.scale}:
         with torch.device("meta"):
             other = type(model)(model.config, scale)

@@ -29,10 +29,10 @@ def locate(runs: Path, plan: Plan) -> dict[tuple[str, int], str]:
     """Ids of the plan's runs that have a folder, by (cell, seed); no folder is given to two runs.
 
     A run is known by its settings and the sources it names; by its settings alone (the images may have moved) only
-    where no other run of the plan has the same ones.
+    where no other run of the plan has the same ones. The path of external weights is one of the settings.
 
     Raises:
-        RecordError: two folders hold the same run on different images, and nothing tells which is meant.
+        RecordError: two folders hold the same run on different images or weights, and nothing tells which is meant.
     """
     found: dict[str, list[tuple[str, Run]]] = {}
     for run_id, run in stored_runs(runs):
@@ -46,7 +46,8 @@ def locate(runs: Path, plan: Plan) -> dict[tuple[str, int], str]:
         if len(candidates) > 1:
             both = ", ".join(run_id for run_id, _ in candidates)
             raise RecordError(
-                f"{runs} holds run {cell.name!r}, seed {run.seed}, on different images: {both}; move one of them away"
+                f"{runs} holds run {cell.name!r}, seed {run.seed}, on different images or weights: {both}; "
+                "move one of them away"
             )
         if candidates:
             ids[cell.name, run.seed] = candidates[0][0]

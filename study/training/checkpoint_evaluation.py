@@ -13,8 +13,10 @@ from study import StudyError
 from study.data.images import open_images
 from study.evaluation.rows import evaluate
 from study.grid.messages import explain
+from study.grid.models import Bicubic
 from study.grid.schema import Bundled, Folder, Run, Source
 from study.models import build
+from study.models.external import placed
 from study.models.weights import load_weights
 from study.training.placement import keep_freed_memory
 
@@ -34,10 +36,10 @@ def evaluate_checkpoint(
     Args:
         model: a kind of the schema, or a mapping with a `kind`.
         scale: upscaling factor.
-        weights: state dict to load; None only for what is not trained.
+        weights: weights file; None only for what needs none, or names its own.
         data: `bundled`, folders of HR images, or mappings of the schema's sources.
         settings: fields of `Evaluation` other than the datasets.
-        root: folder that relative image paths start from.
+        root: folder that relative paths of images, and of weights named in `model`, start from.
         cache: folder for decoded images.
         cpu: keep off the GPU.
 
@@ -48,7 +50,7 @@ def evaluate_checkpoint(
         StudyError: any argument is not what it should be; the message names it.
     """
     sources = dict(_named(item) for item in data)
-    tree = {"model": {"kind": model} if isinstance(model, str) else model, "scale": scale}
+    tree = {"model": _with_weights({"kind": model} if isinstance(model, str) else model, weights), "scale": scale}
     try:
         run = Run.model_validate({**tree, "evaluation": {**settings, "datasets": sources, "samples": 0}})
     except ValidationError as error:
@@ -58,11 +60,11 @@ def evaluate_checkpoint(
         ) from None
     if run.model.trained and weights is None:
         raise StudyError(f"--weights: {run.model.kind} is a trained network: name its checkpoint")
-    if not run.model.trained and weights is not None:
+    if isinstance(run.model, Bicubic) and weights is not None:
         raise StudyError(f"--weights: {run.model.kind} has none to load")
     keep_freed_memory()
-    network = build(run)
-    if weights is not None:
+    network = build(placed(run, root))
+    if run.model.trained and weights is not None:
         load_weights(network, weights)
     device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
     network.to(device)
@@ -75,6 +77,17 @@ def evaluate_checkpoint(
                 network, images, name, scale, run.evaluation, device, on_image=lambda _, t=task: progress.advance(t)
             )
     return _means(pd.DataFrame(rows))
+
+
+def _with_weights(model: dict[str, Any], weights: Path | None) -> dict[str, Any]:
+    """The mapping of a model; that of an external one with the weights file, which is part of it."""
+    if model.get("kind") != "external":
+        return model
+    if weights is not None and "weights" in model:
+        raise StudyError(f"--weights: {weights}: --model names {model['weights']} already; keep one of them")
+    if weights is None and "weights" not in model:
+        raise StudyError("--weights: external is a trained network: name its checkpoint")
+    return model if weights is None else {**model, "weights": str(weights.absolute())}
 
 
 def _named(item: str | dict[str, Any]) -> tuple[str, Source]:

@@ -4,12 +4,12 @@ import pytest
 from pydantic import ValidationError
 
 from study.grid.fields import Declared, Neutral, NoEffect
-from study.grid.identity import _canonical, run_id, sources, specification
-from study.grid.models import Bicubic, CATANet, NoAssignment, Prototypes, Soft
+from study.grid.identity import _canonical, inputs, run_id, sources, specification
+from study.grid.models import Bicubic, CATANet, External, NoAssignment, Prototypes, Soft
 from study.grid.schema import Data, Folder, Optimisation, Run
 
 TRAIN = Folder(path="DIV2K/DIV2K_train_HR")
-PRINTS = {source: f"{index:x}" for index, source in enumerate(sources(Run()))}
+PRINTS = {source: f"{index:x}" for index, source in enumerate(inputs(Run()))}
 
 
 def test_id_is_a_slug_and_ten_digits_and_stays_what_it_was() -> None:
@@ -48,6 +48,22 @@ def test_settings_without_effect_in_a_combination_do_not_count() -> None:
     learned = [Prototypes(update="learned", iterations=n) for n in (1, 2)]
     assert len({specification(Run(model=CATANet(prototypes=p))) for p in learned}) == 1
     assert specification(Run(model=Bicubic(), seed=4)) == specification(Run(model=Bicubic(), seed=5))
+
+
+def test_external_weights_count_by_content_and_without_it_by_path() -> None:
+    here, there = External(weights="swinir.pth"), External(weights="elsewhere/swinir.pth")
+    one, moved = Run(model=here), Run(model=there)
+    assert list(sources(one)) == list(one.evaluation.datasets.values())
+    assert list(inputs(one)) == [*sources(one), here]
+    prints = PRINTS | dict.fromkeys((here, there), "a")
+    assert run_id(one, prints) == run_id(moved, prints)
+    assert run_id(one, prints).startswith("external-x4-")
+    assert run_id(one, prints | dict.fromkeys((here,), "b")) != run_id(moved, prints)
+    assert run_id(one.model_copy(update={"seed": 3}), prints) == run_id(one, prints)
+    assert run_id(one.model_copy(update={"scale": 2}), prints)[-10:] != run_id(one, prints)[-10:]
+    assert specification(one) != specification(moved)
+    with pytest.raises(KeyError):
+        run_id(one, PRINTS)
 
 
 def test_a_new_field_at_its_neutral_value_keeps_old_ids() -> None:

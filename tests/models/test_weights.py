@@ -1,6 +1,7 @@
 import builtins
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from safetensors.torch import save_file
 
 from study.grid.models import CFSR as CFSRConfig
 from study.grid.models import IMDN as IMDNConfig
+from study.grid.models import CATANet as CATANetConfig
+from study.models.catanet import CATANet
 from study.models.cfsr import CFSR
 from study.models.imdn import IMDN
 from study.models.weights import WeightsError, load_weights
@@ -15,6 +18,8 @@ from tests.shared import shared
 
 SMALL = IMDNConfig(width=8, blocks=1)
 SMALL_CFSR = CFSRConfig(width=8, layers=1, blocks=1, mlp_width=8)
+SMALL_CATANET = CATANetConfig(width=8, blocks=1, qk_width=8, mlp_width=8, heads=2, windows=(8,))
+NETWORKS = {"imdn": (IMDN, SMALL), "cfsr": (CFSR, SMALL_CFSR), "catanet": (CATANet, SMALL_CATANET)}
 
 
 def network(seed: int = 0, scale: int = 2) -> IMDN:
@@ -26,7 +31,7 @@ def same(one: torch.nn.Module, two: torch.nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("layout", [None, "params", "params_ema", "state_dict"])
+@pytest.mark.parametrize("layout", [None, "params", "params_ema", "state_dict", "model"])
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("ending", ["pth", "pt"])
 def test_published_layouts(layout, prefix, ending, tmp_path):
@@ -121,11 +126,89 @@ def test_code_in_a_pickle_is_not_run(plain, tmp_path):
     Code.ran = False
 
 
+class Touch:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("wrong", ["scale", "missing", "code", "truncated"])
+def test_every_network_refuses_the_same_and_stays_as_it_was(kind, wrong, tmp_path):
+    cls, config = NETWORKS[kind]
+    torch.manual_seed(0)
+    target: torch.nn.Module = cls(config, 2)
+    state: dict[str, Any] = dict(cls(config, 4 if wrong == "scale" else 2).state_dict())
+    path, name = tmp_path / "net.pth", next(iter(state))
+    if wrong == "missing":
+        del state[name]
+    torch.save(state | {"more": Touch(tmp_path / "ran")} if wrong == "code" else state, path)
+    if wrong == "truncated":
+        path.write_bytes(path.read_bytes()[:-30])
+    said = {
+        "scale": "it looks like scale 4, the network is scale 2",
+        "missing": f"entries missing ({name})",
+        "code": "nothing in it was run",
+        "truncated": "is broken or not a weights file",
+    }
+    assert said[wrong] in refusal(path, target)
+    assert not (tmp_path / "ran").exists()
+    pickle.loads(pickle.dumps(Touch(tmp_path / "ran")))  # the bait works: it would have been noticed
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_values_that_are_not_finite(value, ending, tmp_path):
+    state = network().state_dict()
+    state["fea_conv.bias"][3] = value
+    path = tmp_path / f"net.{ending}"
+    (torch.save if ending == "pth" else save_file)(state, path)
+    assert "has NaN or infinite values (fea_conv.bias)" in refusal(path)
+
+
+def test_values_beyond_fp32(tmp_path):
+    state = {name: value.double() for name, value in network().state_dict().items()}
+    state["fea_conv.bias"][3] = 1e300
+    torch.save(state, tmp_path / "net.pth")
+    assert "has NaN or infinite values (fea_conv.bias)" in refusal(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_other_floating_types_are_converted(dtype, ending, tmp_path):
+    source, target = network(1), network(2)
+    state = {name: value.to(dtype) for name, value in source.state_dict().items()}
+    path = tmp_path / f"net.{ending}"
+    (torch.save if ending == "pth" else save_file)(state, path)
+    load_weights(target, path)
+    for name, value in target.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, state[name].float())
+
+
+def test_whole_numbers_are_no_weights(tmp_path):
+    state = {name: (value * 100).to(torch.int8) for name, value in network().state_dict().items()}
+    torch.save(state, tmp_path / "net.pth")
+    assert "of another type (fea_conv.weight is torch.int8, expected torch.float32, " in refusal(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("form", ["sparse", "complex", "meta"])
+def test_tensors_of_another_form(form, tmp_path):
+    state = network().state_dict()
+    bias = state["fea_conv.bias"]
+    state["fea_conv.bias"] = {"sparse": bias.to_sparse(), "complex": bias + 0j, "meta": bias.to("meta")}[form]
+    torch.save(state, tmp_path / "net.pth")
+    assert "entries that are no plain tensors (fea_conv.bias)" in refusal(tmp_path / "net.pth")
+
+
 def test_no_state_dict_inside(tmp_path):
     torch.save(torch.zeros(3), tmp_path / "net.pth")
     assert "holds no state dict but Tensor" in refusal(tmp_path / "net.pth")
     torch.save({"weights": {"a": torch.zeros(3)}, "step": 3}, tmp_path / "net.pth")
-    assert "entries that are no tensors (weights, step)" in refusal(tmp_path / "net.pth")
+    assert "entries that are no plain tensors (weights, step)" in refusal(tmp_path / "net.pth")
 
 
 def test_missing_and_unexpected_entries_are_counted_and_named(tmp_path):

@@ -68,6 +68,22 @@ def test_a_run_whose_images_moved_is_still_found(tmp_path: Path, plan: Plan) -> 
     assert locate(tmp_path, plan) == {("steps=1", 0): "moved"}
 
 
+def test_external_networks_are_told_apart_by_their_files(tmp_path: Path) -> None:
+    references = "a: {model: {kind: external, weights: a.pth}}, b: {model: {kind: external, weights: b.pth}}"
+    text = (
+        f"question: q\nreferences: {{{references}}}\nvariants: {{hard: {{}}}}\nseeds: 1\nanalysis: {{baseline: hard}}\n"
+    )
+    (tmp_path / "grid.yaml").write_text(text)
+    plan = load_plan(tmp_path / "grid.yaml")
+    both = {cell.name: cell.runs[0] for cell in plan.cells}
+    store(tmp_path / "runs", "of a", both["a"])
+    assert locate(tmp_path / "runs", plan) == {("a", 0): "of a"}
+    store(tmp_path / "runs", "of b", both["b"])
+    assert locate(tmp_path / "runs", plan) == {("a", 0): "of a", ("b", 0): "of b"}
+    (tmp_path / "grid.yaml").write_text(text.replace("a.pth", "c.pth"))  # another network: never taken for it
+    assert ("a", 0) not in locate(tmp_path / "runs", load_plan(tmp_path / "grid.yaml"))
+
+
 def test_done_counts_only_with_every_file_it_lists(tmp_path: Path) -> None:
     assert not finished(tmp_path)
     (tmp_path / "DONE").write_text("images.parquet\ncosts.parquet")
