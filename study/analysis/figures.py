@@ -15,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from matplotlib.transforms import Bbox
@@ -26,6 +27,7 @@ from study.analysis.verdicts import decide, signed
 
 WIDTH_IN = 7.6
 NAMED_IMAGES = 30  # more of them do not fit as labels
+MOST_LOG_TICKS = 7
 POINTS = 100  # of a training curve; more are averaged in bins
 MUTED = "#8a8a93"
 
@@ -143,7 +145,7 @@ def draw_training(scalars: pd.DataFrame, styles: Mapping[str, Style], reference_
             _curve(axes, rows, str(cell), styles[str(cell)])
         if name == "loss":
             axes.set_yscale("log")
-            _few_log_ticks(axes)
+            few_log_ticks(axes.yaxis)
         elif reference_db is not None:
             axes.axhline(reference_db, color=MUTED, linewidth=1, label="bicubic")
         axes.set(xlabel="optimiser steps", title=names[name])
@@ -174,15 +176,17 @@ def _over_seeds(reduce: Callable[..., Array], values: Array) -> Array:
     return result
 
 
-def _few_log_ticks(axes: Axes) -> None:
+def few_log_ticks(axis: Axis) -> None:
     """Plain numbers on a log axis that often spans less than a decade."""
-    low, high = axes.get_ylim()
-    steps = [m * 10.0**e for e in range(-8, 8) for m in (1, 1.5, 2, 3, 4, 5, 7)]
-    ticks = [value for value in steps if low <= value <= high]
-    ticks = ticks[:: max(1, len(ticks) // 6)]
-    axes.yaxis.set_major_locator(FixedLocator(ticks))
-    axes.yaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
-    axes.yaxis.set_minor_locator(NullLocator())
+    low, high = axis.get_view_interval()
+    ticks: list[float] = []
+    for steps in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        ticks = [m * 10.0**e for e in range(-8, 8) for m in steps if low <= m * 10.0**e <= high]
+        if len(ticks) <= MOST_LOG_TICKS:
+            break
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
+    axis.set_minor_locator(NullLocator())
 
 
 def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from matplotlib.style import context as style_context
 import study
 from study.analysis import summaries
 from study.analysis.comparisons import Comparison, compare_declared, compare_exploratory
+from study.analysis.complexity import complexity_table, devices, draw_quality
 from study.analysis.crops import draw_crops, read_tiles
 from study.analysis.figures import (
     Picture,
@@ -179,6 +180,7 @@ def _sections(results: Results, comparisons: list[Comparison], runs: Path, folde
         _comparison_section(comparisons, styles, folder),
         _results_section(results),
         Section("noise", "Noise floor", (summaries.noise_table(results),)),
+        _complexity_section(results, styles, runs, folder),
         _images_section(comparisons, styles, folder),
         _training_section(results, styles, folder),
         _counts_section(results, folder),
@@ -219,6 +221,22 @@ def _results_section(results: Results) -> Section:
     note = (f"Below bicubic enlargement on the primary dataset: {', '.join(below)}.",) if below else ()
     other = summaries.other_metrics_table(results)
     return Section("results", "Results", (*note, table, *([other] if other else [])))
+
+
+def _complexity_section(results: Results, styles: dict[str, Any], runs: Path, folder: Path) -> Section:
+    device = devices(results, runs)
+    blocks: list[Table | Picture] = []
+    figure = draw_quality(results, styles)
+    if figure is not None:
+        level = 1 - results.plan.grid.analysis.alpha
+        caption = (
+            f"Quality against cost: {results.primary}, mean over seeds, bars: {level:.0%} t interval over seeds; the "
+            "area of a mark: parameters. Multiply-adds: convolutions and linear layers, a line to the right: up to the "
+            "count with attention and assignment products. Latency: median, a line through it: quartiles"
+            f"{f'; on {device}' if device else ''}. Both axes of cost are logarithmic."
+        )
+        blocks.append(save_figure(figure, folder, "quality", caption))
+    return Section("complexity", "Complexity", (*blocks, complexity_table(results, device)))
 
 
 def _images_section(comparisons: list[Comparison], styles: dict[str, Any], folder: Path) -> Section:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from study.analysis.comparisons import CLAIM_NAMES, Comparison, declared_pairs, protocol_means
+from study.analysis.complexity import NAMES
 from study.analysis.power import detectable_effect
 from study.analysis.results import STATES, Measure, Results
 from study.analysis.statistics import rank_variants
@@ -112,11 +113,11 @@ def _gain(results: Results, cell: str, measure: Measure) -> Entry:
     return Entry(gain, "▲" if gain > 0 else "▼", "good" if gain > 0 else "bad")
 
 
-def _costs(results: Results, names: Sequence[str] | None = None) -> tuple[list[Column], dict[str, list[Value]]]:
+def _costs(results: Results, names: Sequence[str]) -> tuple[list[Column], dict[str, list[Value]]]:
     """Columns and, for each cell, the mean over its runs; large numbers in millions or billions."""
     rows = results.rows("costs")
     units = dict(zip(rows["name"], rows["unit"], strict=True))
-    kept = [name for name in units if names is None or name in names]
+    kept = [name for name in units if name in names]
     columns, values = [], {cell: [] for cell in results.cells}
     for name in kept:
         means = {
@@ -272,8 +273,9 @@ def runs_table(results: Results) -> Table:
 
 
 def costs_table(results: Results) -> Table:
-    """Every stored cost."""
-    columns, values = _costs(results)
+    """Every stored cost of a run that is not its network's own."""
+    names = [name for name in dict.fromkeys(results.rows("costs")["name"]) if name not in NAMES]
+    columns, values = _costs(results, names)
     body = tuple((cell, *row) for cell, row in values.items()) if columns else ()
     return Table("costs", "Costs, mean over the runs of a cell.", (Column("cell"), *columns), body)
 

@@ -141,6 +141,7 @@ class Evaluation(Declared):
         tile_lr_px: inputs with a longer side are tiled, in LR pixels, with `overlap_lr_px` on every seam.
         validations: how often PSNR is measured during training, on the centre of each image of the first dataset.
         samples: images per dataset of which a crop is kept for the figures.
+        cost_lr_px: side of the input that time and memory of an inference are measured at, in LR pixels.
     """
 
     datasets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], Source] = Field(
@@ -160,6 +161,7 @@ class Evaluation(Declared):
     overlap_lr_px: Annotated[int, Field(ge=0)] = 32
     validations: NonNegativeInt = 10
     samples: NonNegativeInt = 2
+    cost_lr_px: Annotated[int, NoEffect(), Field(ge=8)] = 256
 
     @model_validator(mode="after")
     def _tiles_advance(self) -> Self:

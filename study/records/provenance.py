@@ -8,7 +8,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "accelerate", "numpy", "pyiqa", "datasets", "pyarrow", "pandas", "scipy", "statsmodels")
+from study.records.store import RecordError, read_json, write_json
+
+PACKAGES = (
+    "torch",
+    "accelerate",
+    "numpy",
+    "pyiqa",
+    "datasets",
+    "pyarrow",
+    "pandas",
+    "scipy",
+    "statsmodels",
+    "spandrel",
+)
 
 
 def describe(device: str, fingerprints: dict[str, str]) -> dict[str, Any]:
@@ -27,6 +40,21 @@ def describe(device: str, fingerprints: dict[str, str]) -> dict[str, Any]:
         "device": device,
         "data": fingerprints,
     }
+
+
+def keep(path: Path, record: dict[str, Any]) -> None:
+    """Writes an attempt's record over the one before it.
+
+    Where attempts differ, `earlier` lists what each of them had otherwise than the next one, the first attempt first.
+    """
+    try:
+        before = read_json(path)
+    except RecordError:  # the first attempt, or torn
+        before = {}
+    earlier = before.pop("earlier", [])
+    changed = {key: value for key, value in before.items() if record.get(key) != value}
+    earlier += [changed] if changed else []
+    write_json(path, {**record, **({"earlier": earlier} if earlier else {})})
 
 
 def _version(package: str) -> str | None:

@@ -42,7 +42,7 @@ SCALARS = pa.schema(
 
 COSTS = pa.schema(
     [
-        _field("name", pa.string(), "parameters, multiply_adds, train_seconds, …"),
+        _field("name", pa.string(), "training, parameters, multiply_adds_720p, latency_median, …"),
         _field("value", pa.float64(), "its value"),
         _field("unit", pa.string(), "unit of the value"),
     ]

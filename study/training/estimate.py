@@ -2,14 +2,17 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from study.data.decoding import DataError
 from study.evaluation.complexity import multiply_adds, parameters
 from study.grid.expand import Plan
 from study.grid.identity import specification
 from study.grid.schema import Run
 from study.models import build
+from study.models.external import placed
 from study.objectives import OBJECTIVES
 
 CPU_BATCH = 2  # on a CPU time grows in proportion to the batch, so a small one tells as much
@@ -20,13 +23,13 @@ class Estimate:
     """Cost of one run.
 
     Attributes:
-        parameters: trainable values.
-        multiply_adds: see `complexity.multiply_adds`.
+        parameters: trainable values; None where a weights file is missing.
+        multiply_adds: see `complexity.multiply_adds`; None likewise.
         seconds: training time on this machine; None where it was not asked for.
     """
 
-    parameters: int
-    multiply_adds: int
+    parameters: int | None
+    multiply_adds: int | None
     seconds: float | None
 
 
@@ -41,21 +44,37 @@ def duration(seconds: float | None) -> str:
     return (f"{days} d " if days else "") + f"{hours}:{minutes % 60:02} h"
 
 
-def estimate(plan: Plan, *, cpu: bool, timed: bool) -> dict[str, Estimate]:
-    """Estimates for every cell of a plan, by name; equal networks are measured once."""
-    known: dict[str, tuple[int, int, float | None]] = {}
+def estimate(plan: Plan, *, root: Path, cpu: bool, timed: bool) -> dict[str, Estimate]:
+    """Estimates for every cell of a plan, by name; equal networks are measured once.
+
+    Args:
+        plan: the runs.
+        root: the data root, below which external weights lie.
+        cpu: keep off the GPU.
+        timed: measure training steps too.
+    """
+    known: dict[str, tuple[int | None, int | None, float | None]] = {}
     estimates = {}
     for cell in plan.cells:
         run = cell.runs[0]
         alike = run.model_copy(update={"evaluation": type(run.evaluation)(), "seed": 0})
         key = specification(alike)
         if key not in known:
-            with torch.device("meta"):
-                size = parameters(build(run))
-            known[key] = (size, multiply_adds(run), _step_seconds(run, cpu) if timed else None)
+            size, products = _size(run, root)
+            known[key] = size, products, _step_seconds(run, cpu) if timed else None
         size, products, seconds = known[key]
         estimates[cell.name] = Estimate(size, products, None if seconds is None else seconds * run.optimisation.steps)
     return estimates
+
+
+def _size(run: Run, root: Path) -> tuple[int, int] | tuple[None, None]:
+    try:
+        run = placed(run, root)
+    except DataError:  # whoever asks for the run's id is told
+        return None, None
+    with torch.device("meta"):
+        network = build(run)
+    return parameters(network), multiply_adds(run)
 
 
 def _step_seconds(run: Run, cpu: bool) -> float:

@@ -95,10 +95,29 @@ def draw_study(
             if trained:
                 scalars += _curve(name, steps, shift, rng)
                 costs.append({"run": name, "name": "training", "value": 61.0 + rng.normal(), "unit": "s"})
-            costs.append({"run": name, "name": "parameters", "value": 61_234.0 * trained, "unit": "1"})
-            costs.append({"run": name, "name": "multiply_adds_720p", "value": 1.234e10 * trained, "unit": "1"})
+            costs += [
+                {"run": name, "name": key, "value": value, "unit": unit} for key, value, unit in _own(trained, rng)
+            ]
     records = Records(images=pd.DataFrame(rows), scalars=pd.DataFrame(scalars), costs=pd.DataFrame(costs))
     return Study(plan, ids, records, statuses, folder / "runs", effects)
+
+
+def _own(trained: bool, rng: np.random.Generator) -> list[tuple[str, float, str]]:
+    """What `study.evaluation.complexity.measure_costs` says of a network."""
+    latency = rng.uniform(20, 30) if trained else 1.0
+    return [
+        ("parameters", 61_234.0 * trained, "1"),
+        ("multiply_adds_720p", 1.234e10 * trained, "1"),
+        ("multiply_adds_products_720p", 2.1e10 * trained, "1"),
+        ("activations_720p", 1.5e8 * trained, "1"),
+        ("cost_lr_px", 64.0, "px"),
+        ("inference_peak_memory", 4.5e6, "B"),
+        ("latency_median", latency, "ms"),
+        ("latency_low_quartile", 0.9 * latency, "ms"),
+        ("latency_high_quartile", 1.2 * latency, "ms"),
+        ("throughput_batch", 4.0, "1"),
+        ("throughput", 16.384 / latency, "Mpx/s"),
+    ]
 
 
 def _curve(run: str, steps: int, shift: float, rng: np.random.Generator) -> list[dict[str, Any]]:

@@ -132,9 +132,12 @@ def test_failed_runs_come_first_and_none_is_left_out(study):
 
 
 def test_costs_choose_a_readable_unit(study):
+    more = {"run": study.ids["hard, count=8", 0], "name": "training_peak_memory", "value": 1.5e10, "unit": "B"}
+    study.records = replace(study.records, costs=pd.concat([study.records.costs, pd.DataFrame([more])]))
     table = summaries.costs_table(arrange(study))
     headings = [c.heading for c in table.columns]
-    assert headings == ["cell", "training (s)", "parameters", "multiply adds 720p (G)"]
+    assert headings == ["cell", "training (s)", "training peak memory (GB)"]
+    assert column(table, "training peak memory")["hard, count=8"].value == pytest.approx(15)
     assert column(table, "training")["bicubic"].value is None
 
 
