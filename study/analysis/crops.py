@@ -48,13 +48,13 @@ def read_tiles(results: Results, runs: Path) -> dict[tuple[str, str], list[Tile]
             if key not in tiles:
                 tiles[key] = [
                     Tile("LR", f"×{entry['scale']}", _read(folder / entry["lr"])),
-                    Tile("bicubic", _psnr(results, results.untrained, key), _read(folder / entry["bicubic"])),
+                    Tile("bicubic", _psnr(results, results.bicubic, key), _read(folder / entry["bicubic"])),
                 ]
                 truths[key] = Tile("HR", "", _read(folder / entry["hr"]))
-            if cell.name in results.untrained:
+            if cell.name in results.bicubic:
                 continue
             map_ = _read(folder / entry["map"], colour=False) if entry.get("map") else None
-            caption = _psnr(results, [cell.name], key, done[0])
+            caption = _psnr(results, [cell.name], key, None if cell.name in results.untrained else done[0])
             tiles[key].append(Tile(cell.name, caption, _read(folder / entry["sr"]), map_))
     return {key: [*part, truths[key]] for key, part in tiles.items()}
 

@@ -87,8 +87,13 @@ class Results:
 
     @cached_property
     def untrained(self) -> list[str]:
-        """Cells with nothing to train: bicubic enlargement."""
+        """Cells with nothing to train: bicubic enlargement, and networks from files."""
         return [cell.name for cell in self.plan.cells if not cell.runs[0].model.trained]
+
+    @cached_property
+    def bicubic(self) -> list[str]:
+        """Cells of bicubic enlargement, which gains are measured from."""
+        return [cell.name for cell in self.plan.cells if cell.runs[0].model.kind == "bicubic"]
 
     def runs(self) -> Iterator[tuple[Cell, int, str]]:
         """Every declared run as (cell, seed, run id); a run without an id has the empty one."""

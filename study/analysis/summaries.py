@@ -61,7 +61,7 @@ def results_table(results: Results, metrics: Sequence[str] = ("psnr", "ssim")) -
     ]
     columns = [Column("variant")]
     gain = replace(results.primary, metric="psnr")
-    if results.untrained and gain in measures:
+    if results.bicubic and gain in measures:
         columns.append(Column("gain over bicubic", "dB", "+.2f"))
     columns += [_metric_column(measure) for measure in measures]
     cost_columns, costs = _costs(results, COSTS)
@@ -69,7 +69,7 @@ def results_table(results: Results, metrics: Sequence[str] = ("psnr", "ssim")) -
     rows = []
     for cell in results.cells:
         row: list[Value] = [cell]
-        if results.untrained and gain in measures:
+        if results.bicubic and gain in measures:
             row.append(_gain(results, cell, gain))
         row += [_mean(results, cell, measure) for measure in measures]
         row += costs[cell]
@@ -103,7 +103,7 @@ def _mean(results: Results, cell: str, measure: Measure) -> Entry:
 
 
 def _gain(results: Results, cell: str, measure: Measure) -> Entry:
-    reference = results.untrained[0]
+    reference = results.bicubic[0]
     if cell == reference:
         return Entry(None)
     values = results.deltas(cell, reference, measure).values

@@ -90,6 +90,9 @@ class CATANet(nn.Module):
         self.config = config
         self.scale = scale
         width = config.width
+        prior = getattr(config.assignment, "prior", None)
+        self._only_in_training = getattr(prior, "guidance", None) == "loss"
+        self._energy: Tensor | None = None
         self.first_conv = nn.Conv2d(3, width, 3, padding=1)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.blocks))
         self.mid_convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(config.blocks))
@@ -146,6 +149,17 @@ class CATANet(nn.Module):
         values = torch.stack([value.double() for value in measures.values()]).tolist() if measures else []
         return dict(zip(measures, values, strict=True))
 
+    def routing(self) -> tuple[Tensor, Tensor] | None:
+        """What `study.objectives.routing` judges after a forward in training, where `guidance: loss` is declared.
+
+        Returns:
+            The last block's logits, (B, heads, N, M), and its tokens' descriptor in the highest band, (B, N).
+        """
+        last = next(self.blocks[-1].children())
+        if not isinstance(last, SoftAggregation) or last.logits is None or self._energy is None:
+            return None
+        return last.logits, self._energy
+
     def _aggregations(self) -> list[_Assigning]:
         return [part for part in self.blocks.modules() if isinstance(part, _Assigning)]
 
@@ -153,7 +167,8 @@ class CATANet(nn.Module):
         if min(x.shape[2:]) < _SMALLEST_PX:
             raise ValueError(f"CATANet needs images of at least 8 x 8 pixels, got {x.shape[2]} x {x.shape[3]}")
         shallow = self.first_conv(x.contiguous(memory_format=torch.channels_last))
-        guidance = descriptor(self.config.assignment, x, keys)
+        guidance = descriptor(self.config.assignment, x, keys) if self.training or not self._only_in_training else None
+        self._energy = None if guidance is None else guidance[..., -1]
         features = shallow
         for block, mid_conv in zip(self.blocks, self.mid_convs, strict=True):
             mixed = block(features.permute(0, 2, 3, 1).contiguous(), guidance)

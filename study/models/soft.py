@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from study.grid.models import CATANet, Soft
+from study.grid.models import CATANet, NoPrior, Soft
 from study.models.attention import attend, merge, project
 from study.models.layers import (
     MLP,
@@ -36,6 +36,26 @@ class Flow(nn.Module):
         self.proj = nn.Linear(flow, width, bias=False)
 
 
+class Beside(nn.Module):
+    """Channels beside the tokens' in the similarity, beta E f: every head gets as many as the prior has bands (ours).
+
+    Beta starts at 1 and E as a linear layer does, so that the prior holds a tenth of a token's squared length or so.
+    """
+
+    def __init__(self, bands: int, heads: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(bands, heads * bands, bias=False)
+        self.beta = nn.Parameter(torch.ones(()))
+
+    def reset_parameters(self) -> None:
+        """Beta 1; `embed` resets itself."""
+        nn.init.ones_(self.beta)
+
+    def forward(self, descriptor: Tensor) -> Tensor:
+        """(B, N, bands) -> (B, N, heads * bands)."""
+        return self.beta * self.embed(descriptor)
+
+
 class SoftAggregation(PrototypeBlock):
     """Token aggregation block of the soft arm; map in, map out.
 
@@ -45,14 +65,20 @@ class SoftAggregation(PrototypeBlock):
     def __init__(self, config: CATANet, index: int) -> None:
         soft = config.assignment
         assert isinstance(soft, Soft)
-        super().__init__(config.prototypes, config.width, config.prototypes.count[index % len(config.prototypes.count)])
-        width = config.width
+        width, prior = config.width, None if isinstance(soft.prior, NoPrior) else soft.prior
+        similar = width + (config.heads * prior.bands if prior and prior.guidance == "feature" else 0)
+        super().__init__(config.prototypes, similar, config.prototypes.count[index % len(config.prototypes.count)])
         flow, hidden = flow_widths(config)
         self.soft = soft
         self.heads = config.heads
         self.norm = nn.LayerNorm(width)
         self.log_temperature = nn.Parameter(torch.empty(()))
-        self.guidance = None if soft.prior.kind == "none" else nn.Parameter(torch.empty(self.count, soft.prior.bands))
+        self.guidance: nn.Parameter | None = None
+        self.beside: Beside | None = None
+        if prior and prior.guidance == "bias":
+            self.guidance = nn.Parameter(torch.empty(self.count, prior.bands))
+        elif prior and prior.guidance == "feature":
+            self.beside = Beside(prior.bands, config.heads)
         self.to_prototypes = Flow(width, flow)
         self.among_prototypes = nn.ModuleList(
             [PreNorm(width, SelfAttention(width, flow, flow, config.heads)), PreNorm(width, MLP(width, hidden))]
@@ -63,6 +89,8 @@ class SoftAggregation(PrototypeBlock):
         self.to_k = nn.Linear(width, flow, bias=False) if attends else None
         self.conv1x1 = nn.Conv2d(width, width, 1, bias=False)
         self.mlp = PreNorm(width, ConvFFN(width, config.mlp_width))
+        self.routes = prior is not None and prior.guidance == "loss" and index + 1 == config.blocks
+        self.logits: Tensor | None = None
         self._seen: tuple[Tensor, Tensor, Tensor | None] | None = None
         self._reset_guidance()
 
@@ -86,10 +114,14 @@ class SoftAggregation(PrototypeBlock):
         """The flow through the prototypes, before the residual; (B, N, d) -> (B, N, d)."""
         with full_precision(normed):
             tokens = normed.float() if normed.dtype in (torch.bfloat16, torch.float16) else normed
+            if self.beside is not None and descriptor is not None:
+                tokens = torch.cat([tokens, self.beside(descriptor)], dim=-1)
             prototypes = self.prototypes(tokens)
-            shares = self.shares(tokens, prototypes, descriptor)
+            logits = self._logits(tokens, prototypes, descriptor)
+            shares = self._support(logits)
+        self.logits = logits if self.routes and self.training else None
         self._seen = (tokens.detach(), prototypes.detach(), descriptor)
-        prototypes = prototypes + self._gather(normed, shares)
+        prototypes = prototypes[..., : normed.shape[-1]] + self._gather(normed, shares)
         for part in self.among_prototypes:
             prototypes = prototypes + part(prototypes)
         return self._scatter(normed, shares, prototypes)
@@ -98,19 +130,31 @@ class SoftAggregation(PrototypeBlock):
         """The assignment A: each token's weights over prototypes, one set per head.
 
         Args:
-            tokens: normed, (B, N, d).
-            prototypes: (1 or B, M, d).
+            tokens: normed, (B, N, d); with `guidance: feature` the prior's channels follow, see `Beside`.
+            prototypes: (1 or B, M, as many).
             descriptor: (B, N, bands) or None.
 
         Returns:
             (B, heads, N, M); rows sum to 1.
         """
-        units, centres = (
-            F.normalize(part.unflatten(-1, (self.heads, -1)), dim=-1).transpose(1, 2) for part in (tokens, prototypes)
-        )
+        return self._support(self._logits(tokens, prototypes, descriptor))
+
+    def _logits(self, tokens: Tensor, prototypes: Tensor, descriptor: Tensor | None) -> Tensor:
+        units, centres = (F.normalize(self._by_head(part), dim=-1).transpose(1, 2) for part in (tokens, prototypes))
         logits = (units * (-self.log_temperature).exp()) @ centres.transpose(2, 3)
         if self.guidance is not None and descriptor is not None:
             logits = logits + (descriptor @ self.guidance.T)[:, None]
+        return logits
+
+    def _by_head(self, part: Tensor) -> Tensor:
+        """(..., L, d) -> (..., L, heads, d / heads), the prior's channels, too, a share for each head."""
+        width = self.norm.normalized_shape[0]
+        tokens, beside = (
+            channels.unflatten(-1, (self.heads, -1)) for channels in (part[..., :width], part[..., width:])
+        )
+        return tokens if self.beside is None else torch.cat([tokens, beside], dim=-1)
+
+    def _support(self, logits: Tensor) -> Tensor:
         if self.soft.support == "sparsemax":
             return sparsemax(logits)
         return logits.softmax(dim=-1) if self.soft.top_k is None else top_softmax(logits, self.soft.top_k)
@@ -124,9 +168,9 @@ class SoftAggregation(PrototypeBlock):
         """Multiply-adds of the assignment, both flows and the attention, see `study.evaluation.complexity`."""
         tokens, flow = height * width, self.to_tokens.to_v.out_features
         bands = 0 if self.guidance is None else self.guidance.shape[1]
+        channels = self.conv1x1.in_channels + (0 if self.beside is None else self.beside.embed.out_features)
         flows = 2 if self.to_q is None else 3  # attention takes products for its weights, too
         attention = self.count**2 * 2 * flow
-        channels = self.conv1x1.in_channels
         return tokens * self.count * (flows * flow + bands) + attention + self.similarity_products(tokens, channels)
 
     def assignment(self) -> Tensor:
@@ -134,12 +178,16 @@ class SoftAggregation(PrototypeBlock):
         return self._last_shares().mean(dim=1).argmax(dim=-1)
 
     def measures(self) -> dict[str, Tensor]:
-        """`occupancy` of the last forward, `entropy_nats` of A (mean over tokens and heads) and `temperature`."""
+        """`occupancy` of the last forward, `entropy_nats` of A (mean over tokens and heads) and `temperature`.
+
+        Where a routing loss acts, the `load` of every prototype, too, because that loss can make it collapse.
+        """
         shares = self._last_shares()
         entropy = torch.special.entr(shares).sum(dim=-1).mean()
         temperature = self.log_temperature.detach().exp()
         load = shares.mean(dim=(0, 1, 2))
-        return {"entropy_nats": entropy, "temperature": temperature, **occupancy(load)}
+        loads = {f"load.{index}": share for index, share in enumerate(load)} if self.routes else {}
+        return {"entropy_nats": entropy, "temperature": temperature, **occupancy(load), **loads}
 
     @torch.no_grad()
     def _last_shares(self) -> Tensor:

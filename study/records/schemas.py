@@ -48,4 +48,17 @@ COSTS = pa.schema(
     ]
 )
 
-TABLES = {"images": IMAGES, "scalars": SCALARS, "costs": COSTS}
+BENCH = pa.schema(
+    [
+        _field("model", pa.string(), "network and assignment"),
+        _field("phase", pa.string(), "training or inference"),
+        _field("variant", pa.string(), "which optimisation is off, or bf16"),
+        _field("repeat", pa.int64(), "round of the interleaved measurement"),
+        _field("seconds", pa.float64(), "one step, or one inference", "s"),
+        _field("operations", pa.float64(), "of the plain formulation", "FLOP"),
+        _field("matrix_rate", pa.float64(), "of a matrix product just before and after", "FLOP/s"),
+    ]
+)
+
+RUN_TABLES = {"images": IMAGES, "scalars": SCALARS, "costs": COSTS}
+TABLES = {**RUN_TABLES, "bench": BENCH}

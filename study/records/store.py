@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from study import StudyError
-from study.records.schemas import TABLES
+from study.records.schemas import RUN_TABLES, TABLES
 
 
 class RecordError(StudyError):
@@ -87,7 +87,7 @@ def read(runs: Path, ids: Iterable[str]) -> Records:
     """Reads the tables of the runs `ids` under the folder `runs`; a table that a run lacks adds no rows."""
     ids = list(ids)
     frames = {}
-    for name, schema in TABLES.items():
+    for name, schema in RUN_TABLES.items():
         parts = [
             read_table(runs / run, name).assign(run=run) for run in ids if (runs / run / f"{name}.parquet").exists()
         ]

@@ -1,101 +1,263 @@
-"""Speed as a ratio to the floor: the operations a network must do, over this machine's own matrix rate."""
+"""Speed as a ratio to the floor: the operations a network must do, over this machine's own matrix rate.
+
+Everything is timed in one process and interleaved, the matrix product it is held against included, so that what a
+machine does in the meantime meets all of it alike.
+"""
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+import pandas as pd
 import torch
+from rich.progress import track
 from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from study.evaluation.complexity import operations
+from study.grid.models import CFSR, IMDN, SPIN, CATANet, Hard, Model, Soft, SoftMoE, Superpixel
 from study.grid.schema import Run
-from study.models import build
+from study.models import attention, build, catanet, layers
 from study.objectives import OBJECTIVES
+from study.records.provenance import describe
+from study.records.store import write_json, write_table
 from study.training.placement import keep_freed_memory
 
-# Operations of CATANet x4 in the plain formulation (convolutions, linear layers and attention products at the
-# declared head widths), without credit for padding.
-TRAINING_FLOP, TRAINING_BATCH, TRAINING_LR_PX = 258e9, 4, 64
-INFERENCE_FLOP, INFERENCE_LR_PX = 171e9, 256
+TRAINING_BATCH, TRAINING_LR_PX = 4, 64
+INFERENCE_LR_PX = 256
 MATRIX_PX = 2048
+BACKWARD = 2  # times the operations of a forward: one product for the gradient of each factor
+SCALE = 4
+
+MODELS: dict[str, Model] = {
+    "catanet, hard": CATANet(assignment=Hard()),
+    "catanet, soft dense": CATANet(assignment=Soft()),
+    "catanet, soft top-4": CATANet(assignment=Soft(support="topk", top_k=4)),
+    "catanet, soft sparsemax": CATANet(assignment=Soft(support="sparsemax")),
+    "catanet, superpixel": CATANet(assignment=Superpixel()),
+    "catanet, soft_moe": CATANet(assignment=SoftMoE()),
+    "spin": SPIN(),
+    "imdn": IMDN(),
+    "cfsr": CFSR(),
+}
+SWITCHED = ("catanet, hard", "spin")
+AS_IT_IS = "as it is"
 
 
-def measure(*, cpu: bool, repeats: int) -> Table:
-    """Times CATANet x4, fp32, interleaved with the matrix product it is held against; medians with their range."""
+@dataclass(frozen=True)
+class Task:
+    """One thing that is timed.
+
+    Attributes:
+        model: its name in `MODELS`, or `matrix product`.
+        phase: `training`, `inference` or empty.
+        variant: which optimisation is off; `as it is` for none.
+        call: does it once.
+        operations: floating-point operations of the plain formulation; padding has no credit.
+        setting: entered around every call.
+    """
+
+    model: str
+    phase: str
+    variant: str
+    call: Callable[[], object]
+    operations: float
+    setting: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+def measure(*, cpu: bool, repeats: int, models: list[str], switches: bool) -> pd.DataFrame:
+    """Times the training step and the inference of models, fp32, at the published size, x4.
+
+    Args:
+        cpu: keep off the GPU.
+        repeats: interleaved measurements of each task.
+        models: names of `MODELS`.
+        switches: also with each optimisation off, of the models in `SWITCHED`; and in bf16.
+
+    Returns:
+        The rows of `records.schemas.BENCH`.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
     keep_freed_memory()
     torch.backends.cuda.matmul.allow_tf32 = False
-    train, infer = _training_step(device), _inference(device)
     matrix = torch.randn(MATRIX_PX, MATRIX_PX, device=device, generator=torch.Generator(device).manual_seed(0))
-    tasks: dict[str, tuple[Callable[[], object], float]] = {
-        "matrix product": (lambda: matrix @ matrix, 2 * MATRIX_PX**3),
-        f"training step, batch {TRAINING_BATCH}, {TRAINING_LR_PX} x {TRAINING_LR_PX}": (train, TRAINING_FLOP),
-        f"inference, {INFERENCE_LR_PX} x {INFERENCE_LR_PX}": (infer, INFERENCE_FLOP),
+    product = Task("matrix product", "", AS_IT_IS, lambda: matrix @ matrix, 2 * MATRIX_PX**3)
+    tasks = [task for name in models for task in _tasks(name, device, switches and name in SWITCHED)]
+    rows: list[dict[str, Any]] = []
+    for repeat in track(range(-1, repeats), "measuring", transient=True):  # the first round warms up
+        rate = product.operations / _timed(product, device)
+        for task in tasks:
+            seconds = _timed(task, device)
+            rate, before = product.operations / _timed(product, device), rate
+            row = {"model": task.model, "phase": task.phase, "variant": task.variant, "repeat": repeat}
+            rows.append(row | {"seconds": seconds, "operations": float(task.operations), "matrix_rate": (rate + before) / 2})
+    return pd.DataFrame([row for row in rows if row["repeat"] >= 0])
+
+
+def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+    """Medians and ranges of `measure`: one row per model, phase and variant, in the order of measurement.
+
+    `ratio` is to the floor, each time paired with the matrix rate just before and after it; `against` is to the same
+    repeat of the model as it is.
+    """
+    keys = ["model", "phase", "variant"]
+    plain = rows[rows["variant"] == AS_IT_IS].set_index(["model", "phase", "repeat"])["seconds"]
+    rows = rows.assign(
+        ratio=rows["seconds"] * rows["matrix_rate"] / rows["operations"],
+        against=rows["seconds"] / plain.loc[list(zip(rows["model"], rows["phase"], rows["repeat"], strict=True))].array,
+    )
+    columns = {"seconds": rows["seconds"], "ratio": rows["ratio"], "against": rows["against"]}
+    summary = {"floor_s": (rows["operations"] / rows["matrix_rate"]).groupby([rows[key] for key in keys], sort=False)}
+    out = pd.DataFrame({name: groups.median() for name, groups in summary.items()})
+    for name, values in columns.items():
+        groups = values.groupby([rows[key] for key in keys], sort=False)
+        out[name], out[f"{name}_low"], out[f"{name}_high"] = groups.median(), groups.min(), groups.max()
+    return out.reset_index()
+
+
+def save(rows: pd.DataFrame, folder: Path, *, cpu: bool) -> None:
+    """Writes `bench.parquet` and, beside it, what it was measured on."""
+    on_gpu = torch.cuda.is_available() and not cpu
+    where = torch.cuda.get_device_name() if on_gpu else f"cpu, {torch.get_num_threads()} threads"
+    write_table(folder, "bench", rows.to_dict("records"))
+    write_json(folder / "provenance.json", describe(where, {}))
+
+
+def _tasks(name: str, device: torch.device, switches: bool) -> Iterator[Task]:
+    run = Run(scale=SCALE, model=MODELS[name])
+    with torch.device("meta"):
+        plain = build(run).eval()
+    forward = [2 * sum(_counted(plain, side)) for side in (TRAINING_LR_PX, INFERENCE_LR_PX)]
+    train, infer = _training_step(run, device), _inference(run, device)
+    work = {
+        "training": (train, (1 + BACKWARD) * TRAINING_BATCH * forward[0]),
+        "inference": (infer, forward[1]),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for task, _ in tasks.values():
-        _timed(task, device)
-    for _ in range(repeats):
-        for name, (task, _) in tasks.items():
-            seconds[name].append(_timed(task, device))
-    rates = [2 * MATRIX_PX**3 / s for s in seconds["matrix product"]]
-    rate = statistics.median(rates)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    view = Table(title=f"CATANet x4, fp32, on {where}: {repeats} interleaved repeats", title_justify="left")
-    for name in ("what", "median ms", "range ms", "floor ms", "ratio to the floor"):
-        view.add_column(name, justify="left" if name == "what" else "right")
-    for name, (_, flop) in tasks.items():
-        values = sorted(seconds[name])
-        middle, floor = statistics.median(values), flop / rate
-        # the ratio pairs each time with the matrix rate of its own repeat, so that a machine's drift cancels
-        ratios = sorted(s * r / flop for s, r in zip(seconds[name], rates, strict=True))
-        view.add_row(
-            name,
-            f"{1000 * middle:.1f}",
-            f"{1000 * values[0]:.1f} - {1000 * values[-1]:.1f}",
-            f"{1000 * floor:.1f}",
-            f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} - {ratios[-1]:.2f})",
-        )
-    view.caption = f"matrix rate {rate / 1e9:.0f} GFLOP/s (fp32, {MATRIX_PX} x {MATRIX_PX})"
-    return view
+    for phase, (call, count) in work.items():
+        yield Task(name, phase, AS_IT_IS, call, count)
+        if switches:
+            for variant, setting in _settings(device).items():
+                yield Task(name, phase, variant, call, count, setting)
 
 
-def _training_step(device: torch.device) -> Callable[[], object]:
-    run = Run(scale=4)
+def _counted(network: nn.Module, lr_px: int) -> tuple[int, int]:
+    counted = operations(network, (lr_px, lr_px))
+    return counted.layers, counted.products
+
+
+def _settings(device: torch.device) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
+    """Each optimisation off, one at a time and all together, and bf16 on."""
+    fused = patch.object(attention, "_in_blocks", lambda _: False)
+    unpadded = patch.object(attention, "_ALIGNMENT", 1)
+    shuffled = [patch.object(module, "convolve_shuffled", _after_the_shuffle) for module in (layers, catanet)]
+
+    def several(*patches: Any) -> Callable[[], AbstractContextManager[Any]]:
+        def enter() -> AbstractContextManager[Any]:
+            stack = ExitStack()
+            for each in patches:
+                stack.enter_context(each)
+            return stack
+
+        return enter
+
+    off = {"last convolution after the shuffle": several(*shuffled)}
+    if device.type == "cpu":
+        off["attention by the fused kernel, padded heads"] = several(fused)
+    off["attention by the fused kernel, heads as they are"] = several(fused, unpadded)
+    off["all of it off"] = several(fused, unpadded, *shuffled)
+    return off | {"bf16": lambda: torch.autocast(device.type, torch.bfloat16)}
+
+
+def _after_the_shuffle(features: Tensor, conv: nn.Conv2d) -> Tensor:
+    factor = round((features.shape[1] / conv.in_channels) ** 0.5)
+    return conv(F.pixel_shuffle(features, factor))
+
+
+def _training_step(run: Run, device: torch.device) -> Callable[[], object]:
     network = build(run).to(device).train()
     objective = OBJECTIVES[run.objective.kind](run.objective)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-6, fused=True)
     generator = torch.Generator(device).manual_seed(0)
     side = TRAINING_LR_PX
     lr = torch.rand(TRAINING_BATCH, 3, side, side, device=device, generator=generator)
-    hr = torch.rand(TRAINING_BATCH, 3, 4 * side, 4 * side, device=device, generator=generator)
+    hr = torch.rand(TRAINING_BATCH, 3, SCALE * side, SCALE * side, device=device, generator=generator)
 
     def step() -> None:
-        objective(network(lr), hr).backward()
+        objective(network(lr).float(), hr).backward()
         optimiser.step()
         optimiser.zero_grad()
 
     return step
 
 
-def _inference(device: torch.device) -> Callable[[], object]:
-    network = build(Run(scale=4)).to(device).train()
+def _inference(run: Run, device: torch.device) -> Callable[[], object]:
+    network = build(run).to(device).train()
     generator = torch.Generator(device).manual_seed(1)
     network(torch.rand(1, 3, TRAINING_LR_PX, TRAINING_LR_PX, device=device, generator=generator))  # first prototypes
     network.eval()
+    merged: Callable[[], nn.Module] | None = getattr(network, "merged", None)
+    deployed = network if merged is None else merged()
     image = torch.rand(1, 3, INFERENCE_LR_PX, INFERENCE_LR_PX, device=device, generator=generator)
 
     @torch.inference_mode()
     def infer() -> None:
-        network(image)
+        deployed(image)
 
     return infer
 
 
-def _timed(task: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    begun = time.perf_counter()
-    task()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun
+def _timed(task: Task, device: torch.device) -> float:
+    with task.setting():
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        begun = time.perf_counter()
+        task.call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begun
+
+
+def headline(rows: pd.DataFrame) -> str:
+    """CATANet's inference time as a share of SPIN's, where both were measured; else nothing."""
+    plain = rows[(rows["phase"] == "inference") & (rows["variant"] == AS_IT_IS)]
+    times = plain.pivot(index="repeat", columns="model", values="seconds")
+    if not {"catanet, hard", "spin"} <= set(times.columns):
+        return ""
+    shares = sorted(times["catanet, hard"] / times["spin"])
+    return (
+        f"CATANet's inference takes {statistics.median(shares):.2f} of SPIN's time "
+        f"(range {shares[0]:.2f} to {shares[-1]:.2f}, {len(shares)} repeats)"
+    )
+
+
+def tables(rows: pd.DataFrame) -> Iterator[Table]:
+    """The summary for a terminal: every model as it is, then what each optimisation brings."""
+    summary = summarise(rows)
+    rates = rows["matrix_rate"] / 1e9
+    title = f"{rows['repeat'].nunique()} interleaved repeats; matrix rate {rates.median():.0f} GFLOP/s (fp32)"
+    columns = ("model", "phase", "median ms", "floor ms", "ratio to the floor (range)")
+    plain = _table(title, columns)
+    for row in summary[summary["variant"] == AS_IT_IS].to_dict("records"):
+        ratio = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} - {row['ratio_high']:.2f})"
+        plain.add_row(row["model"], row["phase"], f"{1e3 * row['seconds']:.0f}", f"{1e3 * row['floor_s']:.0f}", ratio)
+    yield plain
+    others = summary[summary["variant"] != AS_IT_IS]
+    if len(others):
+        view = _table("times that of the same model as it is", ("model", "phase", "variant", "factor (range)"))
+        for row in others.to_dict("records"):
+            factor = f"{row['against']:.2f} ({row['against_low']:.2f} - {row['against_high']:.2f})"
+            view.add_row(row["model"], row["phase"], row["variant"], factor)
+        yield view
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    view = Table(title=title, title_justify="left")
+    for name in columns:
+        view.add_column(name, justify="left" if name in ("model", "phase", "variant") else "right")
+    return view

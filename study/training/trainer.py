@@ -22,6 +22,7 @@ from study.evaluation.protocols import prepare
 from study.grid.schema import Run
 from study.models import build
 from study.objectives import OBJECTIVES
+from study.objectives.routing import WEIGHT, routing_loss
 from study.records.store import read_table, write_table
 from study.training.checkpoints import load_state, save_state, save_weights
 from study.training.schedule import learning_rate, sample_numbers, validation_steps
@@ -84,6 +85,7 @@ class Trainer:
         settings = optimisation.optimiser.model_dump(exclude={"kind"})
         optimiser = OPTIMISERS[optimisation.optimiser.kind](self.network.parameters(), **settings, fused=True)
         self.model, self.optimiser = accelerator.prepare(self.network, optimiser)
+        self.routing: dict[str, float] = {}  # the loss on the assignment at the last row, and its gradient's norm
         self.step = 0
         self.rows: list[dict[str, Any]] = []
         self.window: list[Tensor] = []  # losses since the last row
@@ -160,7 +162,7 @@ class Trainer:
                 with self.accelerator.autocast():
                     sr = self.model(lr.to(self.dtype), keys)
                 loss = self.objective(sr.to(self.dtype), hr.to(self.dtype)) / optimisation.accumulate
-                self.accelerator.backward(loss)
+                self.accelerator.backward(loss + self._routing(measure and last) / optimisation.accumulate)
             total += loss.detach()
             self.seconds["core"] += time.perf_counter() - begun
         begun = time.perf_counter()
@@ -176,6 +178,19 @@ class Trainer:
             self.average.update_parameters(self.network)
         self.seconds["core"] += time.perf_counter() - begun
         return total, norm
+
+    def _routing(self, measure: bool) -> Tensor | float:
+        """The weighted loss on the assignment of a network that declares one; 0 for others."""
+        judged = getattr(self.network, "routing", lambda: None)()
+        if judged is None:
+            return 0.0
+        loss = WEIGHT * routing_loss(*judged)
+        if measure:
+            parameters = list(self.network.parameters())
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+            self.routing = {"routing_loss": float(loss) / WEIGHT, "routing_gradient_norm": float(norm)}
+        return loss
 
     def _check(self, stopping: bool) -> tuple[float, bool]:
         """Mean loss since the last row, and whether any process is to stop; raises where a loss is not finite."""
@@ -196,7 +211,7 @@ class Trainer:
         values = {"loss": loss, "learning_rate": learning_rate(self.run.optimisation, self.step - 1)}
         if norm is not None:
             values["gradient_norm"] = float(norm)
-        values |= getattr(self.network, "diagnostics", dict)()
+        values |= self.routing | getattr(self.network, "diagnostics", dict)()
         self.rows += [{"step": self.step, "name": name, "value": value} for name, value in values.items()]
         self.window = []
 

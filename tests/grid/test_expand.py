@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from study.grid.expand import load_plan
-from study.grid.identity import run_id, sources
+from study.grid.identity import inputs, run_id
 from study.grid.loading import GridError
 from study.grid.models import CATANet, Hard, Soft
 
@@ -198,7 +198,7 @@ def test_ten_thousand_runs_expand_and_hash_in_five_seconds(tmp_path: Path) -> No
     )
     begun = time.perf_counter()
     plan = load_plan(path)
-    fingerprints = {source: "0" for _, run in plan.runs() for source in sources(run)}
+    fingerprints = {source: "0" for _, run in plan.runs() for source in inputs(run)}
     ids = {run_id(run, fingerprints) for _, run in plan.runs()}
     assert len(ids) == 10_000
     assert time.perf_counter() - begun < 5

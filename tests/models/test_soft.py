@@ -10,11 +10,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from study.evaluation.complexity import multiply_adds, parameters
 from study.grid.models import CATANet
-from study.models import catanet
+from study.grid.schema import Run
+from study.models import build, catanet
 from study.models.hard import HardAggregation
 from study.models.prototypes import similarities
 from study.models.soft import SoftAggregation, flow_widths, sparsemax, top_softmax
+from study.objectives.routing import routing_loss
 from tests.shared import shared
 
 WIDTH, COUNT = 12, 5
@@ -40,7 +43,7 @@ def block(update: str = "ema_kmeans", heads: int = 2, **soft: Any) -> SoftAggreg
     torch.manual_seed(0)
     module = SoftAggregation(config, 0).double()
     if update in ("ema_kmeans", "frozen"):
-        module.means.copy_(numbers(COUNT, WIDTH, seed=1))
+        module.means.copy_(numbers(*module.means.shape, seed=1))
         module.initted.fill_(True)
     with torch.no_grad():
         module.log_temperature.fill_(math.log(0.2))
@@ -252,3 +255,81 @@ def test_assignment_is_the_largest_share() -> None:
     tokens = numbers(2, 30, WIDTH)
     module.mix(tokens)
     assert torch.equal(module.assignment(), similarities(tokens, module.means[None]).argmax(dim=-1))
+
+
+def test_channels_beside_without_weight_leave_the_model_unguided() -> None:
+    tokens, descriptor = numbers(2, 30, WIDTH), numbers(2, 30, 4, seed=2)
+    plain, guided = block(), block(prior={"kind": "frequency", "guidance": "feature"})
+    assert guided.means.shape == (COUNT, WIDTH + 2 * 4)
+    state = guided.state_dict() | {name: value for name, value in plain.state_dict().items() if name != "means"}
+    guided.load_state_dict(state | {"means": F.pad(plain.means, (0, 8)), "beside.beta": torch.zeros(())})
+    torch.testing.assert_close(guided.mix(tokens, descriptor), plain.mix(tokens))
+    guided.load_state_dict(guided.state_dict() | {"beside.beta": torch.ones(())})
+    assert not torch.allclose(guided.mix(tokens, descriptor), plain.mix(tokens))
+
+
+def test_channels_beside_group_tokens_of_one_frequency() -> None:
+    """Tokens that are alike but for their descriptor: the first head's similarity follows the descriptor alone."""
+    module = block(prior={"kind": "frequency", "guidance": "feature", "bands": 2})
+    assert module.beside is not None
+    with torch.no_grad():
+        module.beside.embed.weight.copy_(torch.eye(2, dtype=torch.float64).repeat(2, 1))
+        module.means.zero_()
+        module.means[:2, WIDTH : WIDTH + 2] = torch.eye(2, dtype=torch.float64)
+        module.means[:2, WIDTH + 2 :] = torch.eye(2, dtype=torch.float64)
+    descriptor = torch.tensor([[[3.0, 0.0], [0.0, 3.0], [2.0, 0.1]]], dtype=torch.float64)
+    module.mix(torch.ones(1, 3, WIDTH, dtype=torch.float64), descriptor)
+    assert module.assignment().tolist() == [[0, 1, 0]]
+
+
+@pytest.mark.parametrize("update", ["ema_kmeans", "frozen", "learned", "per_image"])
+def test_channels_beside_learn(update: str) -> None:
+    module = block(update, prior={"kind": "frequency", "guidance": "feature"}).train()
+    module.mix(numbers(2, 30, WIDTH), numbers(2, 30, 4, seed=2)).square().sum().backward()
+    assert module.beside is not None
+    for parameter in module.beside.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("guidance", ["bias", "feature", "loss"])
+def test_controls_cost_what_the_prior_costs(guidance: str) -> None:
+    sizes = set()
+    for prior in ("frequency", "shuffled", "noise", "variance"):
+        assignment = {"kind": "soft", "prior": {"kind": prior, "guidance": guidance}}
+        run = Run.model_validate({"model": {"kind": "catanet", "assignment": assignment}})
+        with torch.device("meta"):
+            network = build(run)
+        sizes.add((parameters(network), multiply_adds(run, (32, 32), products=True)))
+    assert len(sizes) == 1
+
+
+def test_the_last_block_alone_is_routed() -> None:
+    config = {
+        "width": WIDTH,
+        "qk_width": 8,
+        "mlp_width": 10,
+        "heads": 2,
+        "blocks": 2,
+        "windows": [8],
+        "prototypes": {"count": [COUNT]},
+        "assignment": {"kind": "soft", "prior": {"kind": "frequency", "guidance": "loss"}},
+    }
+    network = catanet.CATANet(CATANet.model_validate(config), 2).train()
+    image = torch.zeros(1, 3, 16, 32)
+    image[..., 16:] = torch.rand(16, 16, generator=torch.Generator().manual_seed(0))
+    network(image)
+    judged = network.routing()
+    assert judged is not None
+    logits, energy = judged
+    assert logits.shape == (1, 2, 16 * 32, COUNT)
+    assert energy.view(16, 32)[:, :8].max() < energy.view(16, 32)[:, 24:].min()  # the noise is on the right
+    routing_loss(logits, energy).backward()
+    gradients = {name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert "blocks.1.0.log_temperature" in gradients
+    assert not any(name.startswith(("blocks.1.0.to_tokens", "upconv", "last_conv", "blocks.1.1")) for name in gradients)
+    loads = [value for name, value in network.diagnostics().items() if name.startswith("load.")]
+    assert len(loads) == COUNT
+    assert sum(loads) == pytest.approx(1)
+    network.eval()(image)
+    assert network.routing() is None

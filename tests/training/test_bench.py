@@ -1,0 +1,98 @@
+"""What the bench prints, from rows whose answer is known; and one short real measurement."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+
+from study.evaluation.complexity import multiply_adds
+from study.grid.models import IMDN, CATANet, Hard
+from study.grid.schema import Run
+from study.models import attention, catanet, layers
+from study.records.store import read_json, read_table
+from study.training import bench
+from study.training.bench import AS_IT_IS, headline, measure, save, summarise, tables
+
+
+def rows() -> pd.DataFrame:
+    body = []
+    for repeat, (plain, off, spin) in enumerate([(2.0, 5.0, 4.0), (3.0, 6.0, 4.0), (2.5, 4.0, 5.0)]):
+        rate = 1e9 * (1 + repeat)
+        for model, variant, seconds in (
+            ("catanet, hard", AS_IT_IS, plain),
+            ("catanet, hard", "x off", off),
+            ("spin", AS_IT_IS, spin),
+        ):
+            body.append((model, "inference", variant, repeat, seconds, 1e9, rate))
+    columns = ["model", "phase", "variant", "repeat", "seconds", "operations", "matrix_rate"]
+    return pd.DataFrame(body, columns=columns)
+
+
+def test_ratios_are_paired_by_repeat() -> None:
+    summary = summarise(rows()).set_index(["model", "variant"])
+    own = summary.loc[("catanet, hard", AS_IT_IS)]
+    assert (own["ratio"], own["ratio_low"], own["ratio_high"]) == (6, 2, 7.5)  # 2 · 1, 3 · 2, 2.5 · 3
+    assert own["seconds"] == 2.5
+    assert own["floor_s"] == 0.5
+    off = summary.loc[("catanet, hard", "x off")]
+    assert (off["against"], off["against_low"], off["against_high"]) == (2, 1.6, 2.5)
+
+
+def test_the_headline_compares_repeat_by_repeat() -> None:
+    assert headline(rows()) == "CATANet's inference takes 0.50 of SPIN's time (range 0.50 to 0.75, 3 repeats)"
+    assert headline(rows().query("model == 'spin'")) == ""
+
+
+def test_tables_hold_every_row() -> None:
+    console = Console(width=160, record=True)
+    for view in tables(rows()):
+        console.print(view)
+    text = console.export_text()
+    assert "6.00 (2.00 - 7.50)" in text
+    assert "2.00 (1.60 - 2.50)" in text
+    assert "matrix rate 2 GFLOP/s" in text
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = CATANet(
+        width=8, blocks=1, qk_width=8, mlp_width=8, heads=2, windows=(8,), assignment=Hard(group_sizes=(16,))
+    )
+    monkeypatch.setattr(bench, "MODELS", {"catanet, hard": tiny, "imdn": IMDN(width=8, blocks=1)})
+    monkeypatch.setattr(bench, "TRAINING_LR_PX", 16)
+    monkeypatch.setattr(bench, "INFERENCE_LR_PX", 24)
+    monkeypatch.setattr(bench, "MATRIX_PX", 64)
+
+
+def test_a_measurement(small: None, tmp_path: Path) -> None:
+    places = [(attention, "_in_blocks"), (attention, "_ALIGNMENT"), (layers, "convolve_shuffled")]
+    places += [(catanet, "convolve_shuffled")]
+    before = [getattr(*place) for place in places]
+    found = measure(cpu=True, repeats=2, models=["catanet, hard", "imdn"], switches=True)
+    assert before == [getattr(*place) for place in places]
+    counts = found.groupby(["model", "phase", "variant"]).size()
+    assert set(counts) == {2}
+    assert len(counts.loc["imdn"]) == 2
+    assert {AS_IT_IS, "bf16", "all of it off"} < set(counts.loc["catanet, hard", "training"].index)
+    run = Run(scale=4, model=bench.MODELS["catanet, hard"])
+    forward = 2 * multiply_adds(run, (16, 16), products=True)
+    step = found[(found["model"] == "catanet, hard") & (found["phase"] == "training")]
+    assert set(step["operations"]) == {3 * 4 * forward}
+    save(found, tmp_path, cpu=True)
+    pd.testing.assert_frame_equal(read_table(tmp_path, "bench"), found)
+    assert read_json(tmp_path / "provenance.json")["device"].startswith("cpu")
+
+
+@pytest.mark.parametrize("model", ["catanet, hard", "imdn"])
+def test_switches_change_the_way_and_not_the_result(small: None, model: str) -> None:
+    torch.manual_seed(0)
+    network = bench.build(Run(scale=4, model=bench.MODELS[model])).eval()
+    image = torch.rand(1, 3, 24, 24)
+    with torch.inference_mode():
+        plain = network(image)
+        for name, setting in bench._settings(torch.device("cpu")).items():
+            with setting():
+                other = network(image)
+            torch.testing.assert_close(other.float(), plain, atol=3e-2 if name == "bf16" else 1e-5, rtol=0)
