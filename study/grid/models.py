@@ -6,7 +6,6 @@ from pydantic import Field, PositiveInt, model_validator
 
 from study.grid.fields import Declared, Ints, Neutral, NoEffect
 
-
 Guidance = Annotated[
     Literal["bias", "feature", "loss"],
     Neutral("bias"),
@@ -139,6 +138,7 @@ class SoftMoE(Declared):
 class Global(Declared):
     """Every token attends every other: an upper anchor, for small inputs."""
 
+    LARGEST_PX: ClassVar[int] = 128
     kind: Literal["global"] = "global"
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from study.grid.fields import Declared, Fraction, NoEffect, Sequence
-from study.grid.models import Bicubic, CATANet, Model
+from study.grid.models import Bicubic, CATANet, Global, Model
 
 SCHEMA_VERSION = 1
 
@@ -190,6 +190,18 @@ class Run(Declared):
     def _scale_is_known(self) -> Self:
         if self.scale == 1 and isinstance(self.model, Bicubic):
             raise ValueError("scale 1 (restoration) needs a trained model: bicubic enlargement would do nothing")
+        return self
+
+    @model_validator(mode="after")
+    def _global_attention_gets_small_inputs(self) -> Self:
+        if isinstance(self.model, CATANet) and isinstance(self.model.assignment, Global):
+            sides = {"evaluation.tile_lr_px": self.evaluation.tile_lr_px, "data.lr_patch_px": self.data.lr_patch_px}
+            for name, side in sides.items():
+                if side > Global.LARGEST_PX:
+                    raise ValueError(
+                        f"model.assignment.kind: global takes inputs of at most {Global.LARGEST_PX} px a side, "
+                        f"and {name} is {side}"
+                    )
         return self
 
 

@@ -3,10 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from study.grid.models import CATANet
+from study.grid.models import CATANet, Global
 from study.models.layers import ConvFFN, PreNorm, SelfAttention
-
-LARGEST_SIDE_PX = 128
 
 
 class GlobalAggregation(nn.Module):
@@ -30,10 +28,11 @@ class GlobalAggregation(nn.Module):
             ValueError: more tokens than 128 x 128.
         """
         height, width = x.shape[1:3]
-        if height * width > LARGEST_SIDE_PX**2:
+        side = Global.LARGEST_PX
+        if height * width > side**2:
             raise ValueError(
-                f"global attention takes at most {LARGEST_SIDE_PX} x {LARGEST_SIDE_PX} tokens, got {height} x {width}: "
-                f"set evaluation.tile_lr_px (in training, data.lr_patch_px) to at most {LARGEST_SIDE_PX}"
+                f"global attention takes at most {side} x {side} tokens, got {height} x {width}: "
+                f"set evaluation.tile_lr_px (in training, data.lr_patch_px) to at most {side}"
             )
         x = x + self.mix(self.norm(x).flatten(1, 2)).unflatten(1, (height, width))
         return x + self.mlp(x)

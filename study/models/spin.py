@@ -74,11 +74,12 @@ class FeedForward(nn.Module):
         # The weights of channels are the same for all pixels of an image, so they go into the weights of fc1.
         for_channels, for_pixels = self.fc1.weight.flatten(1).chunk(2, dim=1)
         weight = for_channels * self.ca(n.mean(dim=1))[:, None]
-        # biases and x are added in place, which is faster than the layers' own way
+        # Sums are taken in place, biases among them: faster than the layers' own way, but autocast leaves them alone.
         hidden = F.linear(n * self.pa(n), for_pixels).add_(self.fc1.bias)
-        hidden = F.gelu(hidden.baddbmm_(n, weight.transpose(1, 2)))
-        out = x.flatten(0, 2) + self.fc2.bias
-        return out.addmm_(hidden.flatten(0, 1), self.fc2.weight.flatten(1).T).view(x.shape)
+        hidden = hidden.baddbmm_(n.to(hidden.dtype), weight.to(hidden.dtype).transpose(1, 2))
+        out = (x.flatten(0, 2) + self.fc2.bias).to(hidden.dtype)
+        out.addmm_(F.gelu(hidden).flatten(0, 1), self.fc2.weight.to(hidden.dtype).flatten(1).T)
+        return out.view(x.shape)
 
 
 class InterAttention(nn.Module):
@@ -103,7 +104,7 @@ class InterAttention(nn.Module):
         queries, keys, values = (_project(n.flatten(1, 2), part, self.head_width) for part in (self.q, self.k, self.v))
         gathered = attend(superpixels, keys, values, heads=1, scale=self.scale)
         mixed = attend(queries, superpixels, gathered, heads=1, scale=self.scale)
-        return x + mixed[..., : x.shape[-1]].view(x.shape)
+        return x + mixed[..., : x.shape[-1]].reshape(x.shape)
 
 
 class IntraAttention(nn.Module):
@@ -162,7 +163,7 @@ class LocalAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         windows = cut(self.norm(x), self.size)
         mixed = self.attn(windows.flatten(0, 2).flatten(1, 2))
-        return blend(mixed.reshape(windows.shape), x.shape[1], x.shape[2], "averaged").add_(x)
+        return x + blend(mixed.reshape(windows.shape), x.shape[1], x.shape[2], "averaged")
 
 
 class Block(nn.Module):
@@ -218,12 +219,6 @@ class Block(nn.Module):
         """Tokens of all windows, those in an overlap counted in each."""
         sides = [(side, min(self.size, side)) for side in (height, width)]
         return math.prod(window_count(side, window) * window for side, window in sides)
-
-    def superpixels(self, x: Tensor) -> tuple[Tensor, Grid]:
-        """The soft superpixels of a block's input, see `soft_superpixels`."""
-        cells = grid(x.shape[1], x.shape[2], self.size, x.device)
-        with full_precision(x):
-            return soft_superpixels(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x, cells), cells
 
 
 class SPIN(nn.Module):
