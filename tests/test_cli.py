@@ -1,11 +1,14 @@
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
 
 from study.cli import app, main
+from study.grid.schema import Metric, Protocol
+from study.models import MODELS
 from tests.shared import shared
 
 GRID = """\
@@ -31,6 +34,12 @@ def test_every_verb_explains_itself() -> None:
     for verb in ("plan", "run", "status", "evaluate", "report", "bench", "data"):
         assert verb in page
         assert len(invoke(verb, "--help")[1]) > 200
+
+
+def test_evaluate_lists_what_it_takes() -> None:
+    page = " ".join(invoke("evaluate", "--help")[1].replace("│", " ").split())
+    for word in (*MODELS, *get_args(Protocol), *get_args(Metric)):
+        assert re.search(rf"\b{word}\b", page), word
 
 
 def test_plan_prints_runs_ids_sizes_and_what_was_declared(tmp_path: Path) -> None:

@@ -7,11 +7,7 @@ them up. Should a sum leave the safe range, PyTorch's kernel does it after all.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from threading import Barrier
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -19,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _ALIGNMENT = 8  # of head widths: fused kernels refuse others
-_BLOCK = 1 << 18  # weights that a thread holds at once: 1 MiB, which stays in a core's cache
+_BLOCK = 1 << 18  # weights that a thread works on at once: 1 MiB, which stays in a core's cache
 _SAFE = 1e15  # sums of exponentials outside 1/_SAFE to _SAFE would cost digits in the gradient
 
 
@@ -110,60 +106,29 @@ def _in_blocks(x: Tensor) -> bool:
     )
 
 
-def _blocks(matrices: range, queries: int, keys: int) -> Iterator[tuple[slice, slice]]:
-    """Blocks of matrices and, where one matrix is large, of its queries."""
-    parts = -(-queries * keys // _BLOCK)
-    width = max(16, -(-queries // parts))
-    width += -width % 16 if parts > 1 else 0
-    step = max(1, _BLOCK // (width * keys))
-    for first in matrices[::step]:
-        for start in range(0, queries, width):
-            yield slice(first, min(matrices.stop, first + step)), slice(start, min(queries, start + width))
+def _blocks(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Blocks of matrices, a few for each thread, and of their queries where one matrix is large."""
+    count, length, span = len(queries), queries.shape[2], keys.shape[2]
+    parts = -(-length * span // _BLOCK)
+    width = length if parts == 1 else max(16, -(-length // parts))
+    width += -width % 16 if parts > 1 else 0  # products of other widths are slower
+    step = torch.get_num_threads() * max(1, _BLOCK // (width * span))
+    for first in range(0, count, step):
+        for start in range(0, length, width):
+            yield slice(first, min(count, first + step)), slice(start, min(length, start + width))
 
 
-def _share(work: Callable[[Any], None], tasks: Sequence) -> None:
-    """Lets PyTorch's number of threads work on equal shares of the tasks.
+class _Room:
+    """Memory for the weights of one block after the other."""
 
-    One thread for each share needs no barrier at every small product, as OpenMP's would; and a machine that others
-    use, too, slows those down out of all proportion.
-    """
-    count = min(torch.get_num_threads(), len(tasks))
-    if count == 1:
-        work(tasks)
-        return
-    inference = torch.is_inference_mode_enabled()
+    def __init__(self, like: Tensor) -> None:
+        self._held = like.new_empty(0)
 
-    def one(index: int) -> None:
-        with torch.inference_mode(inference), torch.no_grad():
-            work(tasks[index * len(tasks) // count : (index + 1) * len(tasks) // count])
-
-    for done in [_threads(count).submit(one, index) for index in range(count)]:
-        done.result()
-
-
-@cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    mine, started = torch.get_num_threads(), Barrier(count)
-    pool = ThreadPoolExecutor(count, "attention", initializer=torch.set_num_threads, initargs=(1,))
-    list(pool.map(lambda _: started.wait(), range(count)))
-    torch.set_num_threads(mine)  # each thread keeps its own number, but the last one said holds for threads to come
-    return pool
-
-
-def _exponentials(queries: Tensor, keys: Tensor, scratch: Tensor) -> Tensor:
-    """Unnormalised weights of (n, e, w) queries on (n, e, S) keys, (n, S, w), in memory used again and again."""
-    out = _within(scratch, len(queries), keys.shape[2], queries.shape[2])
-    return torch.bmm(keys.mT, queries, out=out).exp_()
-
-
-def _within(scratch: Tensor, *shape: int) -> Tensor:
-    return scratch[: math.prod(shape)].view(shape)
-
-
-def _scratch(queries: Tensor, keys: Tensor) -> Tensor:
-    """Memory for the largest of `_blocks`."""
-    count, _, length = queries.shape
-    return queries.new_empty(min(_BLOCK + 16 * keys.shape[2], count * (length + 16) * keys.shape[2]))
+    def __call__(self, *shape: int) -> Tensor:
+        size = math.prod(shape)
+        if self._held.numel() < size:
+            self._held = self._held.new_empty(size)
+        return self._held[:size].view(shape)
 
 
 def _with_ones(values: Tensor) -> Tensor:
@@ -174,15 +139,17 @@ def _weighted_sums(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Values (n, f, S) summed with exponential weights, and in a last row the sum of these; (n, f + 1, L)."""
     extended = _with_ones(values)
     sums = queries.new_empty(len(queries), extended.shape[1], queries.shape[2])
-
-    def work(blocks: list[tuple[slice, slice]]) -> None:
-        scratch = _scratch(queries, keys)
-        for matrices, columns in blocks:
-            weights = _exponentials(queries[matrices, :, columns], keys[matrices], scratch)
-            torch.bmm(extended[matrices], weights, out=sums[matrices, :, columns])
-
-    _share(work, list(_blocks(range(len(queries)), queries.shape[2], keys.shape[2])))
+    room = _Room(queries)
+    for some, columns in _blocks(queries, keys):
+        weights = _exponentials(queries[some, :, columns], keys[some], room)
+        torch.bmm(extended[some], weights, out=sums[some, :, columns])
     return sums
+
+
+def _exponentials(queries: Tensor, keys: Tensor, room: _Room) -> Tensor:
+    """Unnormalised weights of (n, e, w) queries on (n, e, S) keys, (n, S, w)."""
+    shape = len(queries), keys.shape[2], queries.shape[2]
+    return torch.bmm(keys.mT, queries, out=room(*shape)).exp_()
 
 
 class _Blocked(torch.autograd.Function):
@@ -201,23 +168,17 @@ class _Blocked(torch.autograd.Function):
         gradient = gradient / total
         # one product gives the weights' gradients, less their mean under the softmax
         extended = torch.cat([gradient, -(gradient * mixed).sum(dim=1, keepdim=True)], dim=1)
-        values = _with_ones(values)
-        of_queries = torch.empty_like(queries)
-        of_keys = torch.zeros_like(keys)
+        of_queries, of_keys = torch.empty_like(queries), torch.zeros_like(keys)
         of_values = keys.new_zeros(len(keys), mixed.shape[1], keys.shape[2])
-
-        def work(share: range) -> None:
-            scratches = [_scratch(queries, keys) for _ in range(2)]
-            for matrices, columns in _blocks(share, queries.shape[2], keys.shape[2]):
-                here = queries[matrices, :, columns]
-                weights = _exponentials(here, keys[matrices], scratches[0])
-                of_values[matrices].baddbmm_(gradient[matrices, :, columns], weights.mT)
-                slopes = _within(scratches[1], *weights.shape)
-                torch.bmm(values[matrices].mT, extended[matrices, :, columns], out=slopes).mul_(weights)
-                torch.bmm(keys[matrices], slopes, out=of_queries[matrices, :, columns])
-                of_keys[matrices].baddbmm_(here, slopes.mT)
-
-        _share(work, range(len(queries)))  # by matrices: queries of one add to the same keys
+        values = _with_ones(values)
+        room, other = _Room(queries), _Room(queries)
+        for some, columns in _blocks(queries, keys):
+            here = queries[some, :, columns]
+            weights = _exponentials(here, keys[some], room)
+            of_values[some].baddbmm_(gradient[some, :, columns], weights.mT)
+            slopes = torch.bmm(values[some].mT, extended[some, :, columns], out=other(*weights.shape)).mul_(weights)
+            torch.bmm(keys[some], slopes, out=of_queries[some, :, columns])
+            of_keys[some].baddbmm_(here, slopes.mT)
         return of_queries, of_keys, of_values, None
 
 

@@ -1,4 +1,4 @@
-"""Parts shared by CATANet's blocks; maps inside the blocks are (B, H, W, d), contiguous, so that tokens are a view."""
+"""Parts shared by CATANet and SPIN; maps in their blocks are (B, H, W, d), contiguous, so that tokens are a view."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -8,47 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from study.models import attention
-
-_ALIGNMENT = 8  # of head widths: fused attention kernels refuse others
-
-
-def head_width(*widths: int) -> int:
-    """Common width, in channels, to which the heads of queries, keys and values are padded."""
-    return -(-max(widths) // _ALIGNMENT) * _ALIGNMENT
-
-
-def pad_output_heads(weight: Tensor, heads: int, width: int) -> Tensor:
-    """Zero rows after each head of a projection's weight: (heads * e, d) -> (heads * width, d)."""
-    per_head = weight.unflatten(0, (heads, -1))
-    return F.pad(per_head, (0, 0, 0, width - per_head.shape[1])).flatten(0, 1)
-
-
-def pad_input_heads(weight: Tensor, heads: int, width: int) -> Tensor:
-    """Zero columns after each head that a projection reads: (d, heads * e) -> (d, heads * width)."""
-    per_head = weight.unflatten(1, (heads, -1))
-    return F.pad(per_head, (0, width - per_head.shape[2])).flatten(1)
-
-
-def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, *, heads: int, scale: float, real: Tensor | None = None
-) -> Tensor:
-    """Softmax attention of heads that lie in contiguous channels.
-
-    Args:
-        queries: (B, L, heads * e); keys and values likewise, (B, S, heads * e).
-        keys: see queries.
-        values: see queries.
-        heads: number of heads.
-        scale: factor of the products; that of the unpadded width.
-        real: bool (B, S), the keys that may be attended; all when absent.
-
-    Returns:
-        (B, L, heads * e).
-    """
-    split = [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (queries, keys, values)]
-    mask = None if real is None else real[:, None, None, :].expand(-1, -1, queries.shape[1], -1)
-    mixed = F.scaled_dot_product_attention(split[0], split[1], split[2], attn_mask=mask, scale=scale)
-    return mixed.transpose(1, 2).flatten(2)
 
 
 class SelfAttention(nn.Module):

@@ -9,7 +9,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from study.grid.models import SPIN as SPINConfig
-from study.models.layers import attend, convolve_shuffled, full_precision, head_width, pad_output_heads
+from study.models.attention import attend, project
+from study.models.layers import convolve_shuffled, full_precision
 from study.models.superpixels import (
     NEIGHBOURS,
     ROUNDS,
@@ -75,8 +76,8 @@ class FeedForward(nn.Module):
         for_channels, for_pixels = self.fc1.weight.flatten(1).chunk(2, dim=1)
         weight = for_channels * self.ca(n.mean(dim=1))[:, None]
         # Sums are taken in place, biases among them: faster than the layers' own way, but autocast leaves them alone.
-        hidden = F.linear(n * self.pa(n), for_pixels).add_(self.fc1.bias)
-        hidden = hidden.baddbmm_(n.to(hidden.dtype), weight.to(hidden.dtype).transpose(1, 2))
+        hidden = F.linear(n * self.pa(n), for_pixels)
+        hidden.baddbmm_(n.to(hidden.dtype), weight.to(hidden.dtype).transpose(1, 2)).add_(self.fc1.bias)
         out = (x.flatten(0, 2) + self.fc2.bias).to(hidden.dtype)
         out.addmm_(F.gelu(hidden).flatten(0, 1), self.fc2.weight.to(hidden.dtype).flatten(1).T)
         return out.view(x.shape)
@@ -88,7 +89,6 @@ class InterAttention(nn.Module):
     def __init__(self, width: int, qk_width: int) -> None:
         super().__init__()
         self.scale = qk_width**-0.5
-        self.head_width = head_width(qk_width, width)
         self.norm = ChannelNorm(width)
         self.q = Pointwise(width, qk_width, bias=False)
         self.k = Pointwise(width, qk_width, bias=False)
@@ -100,11 +100,11 @@ class InterAttention(nn.Module):
         n = self.norm(x)
         with full_precision(x):
             means = weighted_means(affinity, cut_cells(n.to(affinity.dtype), cells), cells)
-        superpixels = _project(means, self.sp, self.head_width)
-        queries, keys, values = (_project(n.flatten(1, 2), part, self.head_width) for part in (self.q, self.k, self.v))
-        gathered = attend(superpixels, keys, values, heads=1, scale=self.scale)
-        mixed = attend(queries, superpixels, gathered, heads=1, scale=self.scale)
-        return x + mixed[..., : x.shape[-1]].reshape(x.shape)
+        superpixels = _project(means, self.sp, self.scale)
+        queries, keys, values = (_project(n.flatten(1, 2), part) for part in (self.q, self.k, self.v))
+        gathered = attend(superpixels, keys, values)
+        mixed = attend(queries, superpixels, gathered)
+        return x + mixed.reshape(x.shape)
 
 
 class IntraAttention(nn.Module):
@@ -114,7 +114,6 @@ class IntraAttention(nn.Module):
         super().__init__()
         self.size = size
         self.scale = qk_width**-0.5
-        self.head_width = head_width(qk_width, width)
         self.norm = ChannelNorm(width)
         self.q = Pointwise(width, qk_width, bias=False)
         self.k = Pointwise(width, qk_width, bias=False)
@@ -127,11 +126,10 @@ class IntraAttention(nn.Module):
         count = min(self.size**2, pixels)
         members = _members(strongest(affinity, cells, count), pixels)
         tokens = _Pick.apply(n.flatten(0, 1), members).view(-1, count, width)
-        queries, keys, values = (_project(tokens, part, self.head_width) for part in (self.q, self.k, self.v))
-        mixed = attend(queries, keys, values, heads=1, scale=self.scale)[..., :width]
+        mixed = attend(_project(tokens, self.q, self.scale), _project(tokens, self.k), _project(tokens, self.v))
         own = self.v(n.flatten(0, 1))
         share = members.starts.diff().add_(1).to(n.dtype).reciprocal_()
-        means = own.add_(_Drop.apply(mixed.flatten(0, 1), members)).mul_(share[:, None])
+        means = own.add_(_Drop.apply(mixed.flatten(0, 2), members)).mul_(share[:, None])
         return means.add_(x.flatten(0, 2)).view(x.shape)
 
 
@@ -141,14 +139,12 @@ class LocalSelfAttention(nn.Module):
     def __init__(self, width: int, qk_width: int) -> None:
         super().__init__()
         self.scale = qk_width**-0.5
-        self.head_width = head_width(qk_width, width)
         self.to_q = nn.Linear(width, qk_width, bias=False)
         self.to_k = nn.Linear(width, qk_width, bias=False)
         self.to_v = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        queries, keys, values = (_project(x, part, self.head_width) for part in (self.to_q, self.to_k, self.to_v))
-        return attend(queries, keys, values, heads=1, scale=self.scale)[..., : x.shape[-1]]
+        return attend(_project(x, self.to_q, self.scale), _project(x, self.to_k), _project(x, self.to_v)).squeeze(1)
 
 
 class LocalAttention(nn.Module):
@@ -339,6 +335,6 @@ class _Drop(torch.autograd.Function):
         return _gathered(gradient, ctx.members), None
 
 
-def _project(x: Tensor, part: nn.Conv2d | nn.Linear, width: int) -> Tensor:
-    """A linear map of channels without bias, its outputs filled up with zeros to `width`."""
-    return F.linear(x, pad_output_heads(part.weight.flatten(1), 1, width))
+def _project(x: Tensor, part: nn.Conv2d | nn.Linear, scale: float = 1.0) -> Tensor:
+    """A linear map of channels without bias, as one head; (B, L, d) -> (B, 1, L, e)."""
+    return project(x, part.weight.flatten(1) * scale, 1)

@@ -178,14 +178,13 @@ def strongest(affinity: Tensor, cells: Grid, count: int) -> Tensor:
     values = torch.cat([_first_pixels(affinity, cells, count), _around(affinity, cells)], dim=2)
     least = values.topk(count, dim=2, sorted=False).values.amin(dim=2, keepdim=True)
     above, equal = values > least, values == least
+    # of the equals as many as are missing, from the front
     missing = count - above.sum(dim=2, keepdim=True, dtype=torch.int32)
     chosen = above | (equal & (equal.cumsum(dim=2, dtype=torch.int32) <= missing))
-    # a NaN is neither above nor equal, which leaves lists short: any pixel will do there
-    found = chosen.flatten().nonzero_static(size=len(values) * values.shape[1] * count, fill_value=0)[:, 0]
-    pixels = cells.pixels[None, :, None].expand(-1, -1, NEIGHBOURS, -1)
-    first = torch.arange(count, device=pixels.device).expand(pixels.shape[1], -1)
-    candidates = torch.cat([first, _around(pixels, cells)[0]], dim=1)
-    return candidates.flatten()[found % candidates.numel()].view(*values.shape[:2], count)
+    found = chosen.to(torch.uint8).topk(count, dim=2, sorted=False).indices
+    pixels = _around(cells.pixels[None, :, None].expand(-1, -1, NEIGHBOURS, -1), cells)
+    first = torch.arange(count, device=pixels.device).expand(1, pixels.shape[1], -1)
+    return torch.cat([first, pixels], dim=2).expand(len(found), -1, -1).gather(2, found)
 
 
 def _affinity(parts: Tensor, near: Tensor, cells: Grid) -> Tensor:
@@ -213,12 +212,12 @@ def _around(x: Tensor, cells: Grid) -> Tensor:
     """What the nine cells around each superpixel hold for it, in the map's order; (B, K, 9, P) -> (B, K, 9 * P)."""
     held = x.unflatten(1, (cells.rows, cells.columns)).unflatten(4, cells.cell)
     out = x.new_full((len(x), cells.rows, cells.columns, 3, cells.cell[0], 3, cells.cell[1]), -1)
-    for y in range(3):
-        to_rows, from_rows = _overlap(y - 1, cells.rows)
-        for x_ in range(3):
-            to_columns, from_columns = _overlap(x_ - 1, cells.columns)
-            part = held[:, from_rows, from_columns, NEIGHBOURS - 1 - (3 * y + x_)]
-            out[:, to_rows, to_columns, y, :, x_] = part
+    for down in range(3):
+        to_rows, from_rows = _overlap(down - 1, cells.rows)
+        for right in range(3):
+            to_columns, from_columns = _overlap(right - 1, cells.columns)
+            part = held[:, from_rows, from_columns, NEIGHBOURS - 1 - (3 * down + right)]
+            out[:, to_rows, to_columns, down, :, right] = part
     return out.flatten(3).flatten(1, 2)
 
 

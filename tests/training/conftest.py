@@ -20,6 +20,7 @@ base:
     protocols: [uint8_y]
     validations: 2
     samples: 1
+    cost_lr_px: 16
 VARIANTS
 seeds: 2
 analysis: {baseline: hard}
@@ -36,20 +37,24 @@ references:
 @pytest.fixture
 def write_grid(tmp_path: Path) -> Callable[..., Path]:
     """Writes a grid of tiny runs, and smooth random images to run it on below `tmp_path`/images."""
+    return grid_writer(tmp_path)
+
+
+def grid_writer(root: Path) -> Callable[..., Path]:
     for folder, count, side in (("train", 3, 40), ("test", 2, 48)):
-        (tmp_path / "images" / folder).mkdir(parents=True)
+        (root / "images" / folder).mkdir(parents=True)
         for index in range(count):
             noise = np.random.default_rng(index + side).normal(size=(side, side + 4, 3))
             image = gaussian_filter(noise, (1.5, 1.5, 0))
             scaled = 255 * (image - image.min()) / (image.max() - image.min())
-            Image.fromarray(scaled.astype(np.uint8)).save(tmp_path / "images" / folder / f"{index}.png")
+            Image.fromarray(scaled.astype(np.uint8)).save(root / "images" / folder / f"{index}.png")
 
     def write(variants: str = VARIANTS, *changes: tuple[str, str]) -> Path:
         text = GRID.replace("VARIANTS", variants)
         for old, new in changes:
             assert old in text
             text = text.replace(old, new)
-        path = tmp_path / "grid.yaml"
+        path = root / "grid.yaml"
         path.write_text(text)
         return path
 

@@ -8,34 +8,49 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
+from study import StudyError
 from study.grid.expand import load_plan
 from study.records.index import locate, status
-from study.records.store import read_table
+from study.records.store import read_json, read_table
+from study.training import execution, runner
+from study.training.placement import Placement, Processes
+from study.training.runner import Options, run_grid
+from study.training.trainer import Trainer
+from tests.training.conftest import grid_writer
 
 Write = Callable[..., Path]
 DONE_FILES = ("images.parquet", "scalars.parquet", "weights.safetensors")
 
 
-def study(*words: str, launcher: tuple[str, ...] = (), wait: bool = True) -> subprocess.Popen[str]:
+def study(
+    *words: str, launcher: tuple[str, ...] = (), wait: bool = True, warnings: str = "ignore"
+) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     environment |= {"OMP_NUM_THREADS": "1", "COLUMNS": "160"}
-    command = [sys.executable, "-W", "ignore", *launcher, "-m", "study", *words]
-    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = [sys.executable, "-W", warnings, *launcher, "-m", "study", *words]
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # a process group of its own, as a terminal gives it
+    )
     if wait:
         process.output = process.communicate(timeout=300)[0]  # pyright: ignore[reportAttributeAccessIssue]
     return process
 
 
-def run(
-    grid: Path, results: str, *more: str, launcher: tuple[str, ...] = (), wait: bool = True
-) -> subprocess.Popen[str]:
+def run(grid: Path, results: str, *more: str, **how: Any) -> subprocess.Popen[str]:
     root = grid.parent
     words = ("run", str(grid), "--results", str(root / results), "--data-root", str(root / "images"), "--cpu", *more)
-    return study(*words, launcher=launcher, wait=wait)
+    return study(*words, **how)
 
 
 def folders(grid: Path, results: str) -> dict[tuple[str, int], Path]:
@@ -47,9 +62,20 @@ def output(process: subprocess.Popen[str]) -> str:
     return process.output  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.fixture
-def finished(write_grid: Write) -> tuple[Path, dict[tuple[str, int], Path]]:
-    grid = write_grid()
+def in_process(grid: Path, **placement: Any) -> Options:
+    return Options(grid.parent / "results", grid.parent / "images", Placement(**placement), cpu=True)
+
+
+def wait_for(happened: Callable[[], Any], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[str, int], Path]]:
+    grid = grid_writer(tmp_path_factory.mktemp("finished"))()
     process = run(grid, "results")
     assert process.returncode == 0, output(process)
     return grid, folders(grid, "results")
@@ -99,9 +125,7 @@ def test_killed_in_mid_run_it_goes_on_to_the_same_bits(write_grid: Write, how: s
     assert process.returncode == 0, output(process)
     process = run(grid, "killed", wait=False)
     runs = grid.parent / "killed" / "runs"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(runs.glob("*/state/latest.pt")):
-        time.sleep(0.01)
+    wait_for(lambda: list(runs.glob("*/state/latest.pt")))
     process.send_signal(how)
     process.communicate(timeout=60)
     assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
@@ -113,6 +137,112 @@ def test_killed_in_mid_run_it_goes_on_to_the_same_bits(write_grid: Write, how: s
     (quiet,) = folders(grid, "quiet").values()
     for name in DONE_FILES:
         assert (folder / name).read_bytes() == (quiet / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_packed_runs_end_as_one_by_one_though_stopped_and_killed_on_the_way(write_grid: Write) -> None:
+    grid = write_grid("variants: {hard: {}}", ("steps: 12", "steps: 40"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run_grid(load_plan(grid), in_process(grid))
+    finally:
+        torch.set_num_threads(threads)
+    runs = grid.parent / "packed" / "runs"
+    process = run(grid, "packed", "--placement", "packed:2", wait=False)
+    wait_for(lambda: list(runs.glob("*/state/latest.pt")))
+    os.killpg(process.pid, signal.SIGINT)  # control-C: the launch and its processes all get it
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    stopped = [one.name for one in runs.iterdir() if "stopped after" in status(runs, one.name).get("reason", "")]
+    assert stopped
+
+    process = run(grid, "packed", "--placement", "packed:2", wait=False, warnings="default")
+    wait_for(lambda: status(runs, stopped[0])["attempt"] == 2)
+    pid = read_json(runs / stopped[0] / "status.json")["process"]
+    assert pid != process.pid
+    os.kill(pid, signal.SIGKILL)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
+    assert "1 of 2 processes ended early, exit code -9" in said
+    assert status(runs, stopped[0])["attempt"] == 3
+    for key, folder in folders(grid, "results").items():
+        for name in DONE_FILES:
+            assert (runs / folder.name / name).read_bytes() == (folder / name).read_bytes(), (key, name)
+
+
+@pytest.mark.parametrize(("asked", "world", "started"), [(2, 1, 2), (9, 1, 3), (9, 2, 2), (1, 1, None), (9, 3, None)])
+def test_no_more_runs_are_packed_than_are_left(
+    write_grid: Write, monkeypatch: pytest.MonkeyPatch, asked: int, world: int, started: int | None
+) -> None:
+    grid = write_grid("references: {bicubic: {model: {kind: bicubic}}}\nvariants: {hard: {}}", ("seeds: 2", "seeds: 3"))
+    counts: list[int] = []
+    monkeypatch.setattr(runner, "find_processes", lambda: Processes(0, world, 0))
+    monkeypatch.setattr(runner, "_alone", lambda *_: {})
+    monkeypatch.setattr(runner, "pack", lambda _, count, __: counts.append(count) or [0] * count)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    plan, options = load_plan(grid), in_process(grid, packed=asked)
+    first = next(
+        iter(runner.ImageSets(options.data_root, options.results / "cache").identify(r) for _, r in plan.runs())
+    )
+    (options.results / "runs" / first).mkdir(parents=True)
+    (options.results / "runs" / first / "DONE").touch()
+    ended = run_grid(plan, options)
+    assert counts == ([] if started is None else [started])
+    if started is not None:
+        assert list(ended.values()).count("interrupted") == 3
+        assert ended[first] == "done"
+
+
+def test_more_packed_runs_than_cores_are_warned_about(write_grid: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    monkeypatch.setattr(runner, "pack", lambda *_: [0, 0])
+    grid = write_grid("variants: {hard: {}}")
+    with pytest.warns(UserWarning, match="2 runs at once on 1 CPU cores"):
+        run_grid(load_plan(grid), in_process(grid, packed=2))
+
+
+def test_stopped_while_evaluating_it_goes_on_without_training(
+    write_grid: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = write_grid("variants: {hard: {}}", ("seeds: 2", "seeds: 1"))
+    scored: list[str] = []
+
+    def stopped(*arguments: Any, on_image: Callable[[str], None], **settings: Any) -> Any:
+        def noted(name: str) -> None:
+            scored.append(name)
+            signal.raise_signal(signal.SIGTERM)
+            on_image(name)
+
+        return evaluate(*arguments, on_image=noted, **settings)
+
+    evaluate = execution.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(execution, "evaluate", stopped)
+        ended = run_grid(load_plan(grid), in_process(grid))
+    assert list(ended.values()) == ["interrupted"]
+    assert len(scored) == 1
+    (folder,) = folders(grid, "results").values()
+    assert "stopped while evaluating" in status(folder.parent, folder.name)["reason"]
+    assert not (folder / "images.parquet").exists()
+    weights, curve = (folder / "weights.safetensors").read_bytes(), read_table(folder, "scalars")
+    monkeypatch.setattr(Trainer, "_optimise", None)
+    ended = run_grid(load_plan(grid), in_process(grid))
+    assert list(ended.values()) == ["done"]
+    assert (folder / "weights.safetensors").read_bytes() == weights
+    assert read_table(folder, "scalars").equals(curve)
+    assert read_table(folder, "images").image.nunique() == 2
+
+
+def test_a_state_that_a_kill_left_in_a_finished_run_is_removed(write_grid: Write) -> None:
+    grid = write_grid("variants: {hard: {model: {kind: bicubic}}}")
+    run_grid(load_plan(grid), in_process(grid))
+    (folder,) = folders(grid, "results").values()
+    (folder / "state").mkdir()
+    (folder / "state" / "latest.pt").touch()
+    assert set(run_grid(load_plan(grid), in_process(grid)).values()) == {"done"}
+    assert not (folder / "state").exists()
 
 
 @pytest.mark.slow
@@ -153,6 +283,35 @@ def test_ddp_gives_the_losses_of_one_process(write_grid: Write) -> None:
         one, two = (_losses(read_table(path, "scalars")) for path in (folder, both[key]))
         assert len(one) == 20
         assert two == pytest.approx(one, abs=1e-6)
+
+
+def test_ddp_refuses_a_batch_that_does_not_divide(write_grid: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = write_grid("variants: {hard: {}}")
+    monkeypatch.setattr(runner, "find_processes", lambda: Processes(0, 3, 0))
+    with pytest.raises(StudyError, match=r"optimisation\.batch 4 .* does not divide among 3 processes"):
+        run_grid(load_plan(grid), in_process(grid, ddp=True))
+    assert not (grid.parent / "results" / "runs").exists()
+
+
+def test_ddp_records_a_failure_before_it_ends_the_launch_and_tries_it_last(
+    write_grid: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = write_grid("variants: {hard: {}, soft: {model.assignment: {kind: soft}}}", ("seeds: 2", "seeds: 1"))
+    plan, options = load_plan(grid), in_process(grid, ddp=True)
+    monkeypatch.setattr(runner, "find_processes", lambda: Processes(0, 2, 0))
+    images = runner.ImageSets(options.data_root, options.results / "cache")
+    hard, soft = (options.results / "runs" / images.identify(run) for _, run in plan.runs())
+    (hard / "state").mkdir(parents=True)
+    (hard / "state" / "latest.pt").write_text("no state")
+    for begun, after in ((False, "pending"), (True, "done")):
+        assert hard.joinpath("status.json").exists() == begun
+        with pytest.raises(StudyError, match=r"latest\.pt cannot be read"):
+            run_grid(plan, options)
+        failed = status(hard.parent, hard.name)
+        assert failed["state"] == "failed"
+        assert "latest.pt cannot be read" in failed["reason"]
+        assert "Traceback" in failed["traceback"]
+        assert status(soft.parent, soft.name)["state"] == after
 
 
 def _losses(scalars: pd.DataFrame) -> list[float]:
