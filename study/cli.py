@@ -3,9 +3,8 @@
 import json
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 import yaml
@@ -14,6 +13,8 @@ from rich.table import Table
 
 from study import StudyError
 from study.grid.expand import Plan, load_plan, title
+from study.grid.models import Model
+from study.grid.schema import Metric, Protocol
 
 app = typer.Typer(
     help="Ablation studies of image super-resolution: declare a grid, run it, read the report.\n\n"
@@ -26,13 +27,6 @@ app = typer.Typer(
 out = Console(soft_wrap=False)
 
 
-class Placed(StrEnum):
-    """How runs are laid on processes."""
-
-    alone = "run-per-process"
-    ddp = "ddp"
-
-
 GridFile = Annotated[Path, typer.Argument(metavar="GRID", help="a grid file, such as ablations/quickstart.yaml")]
 BudgetName = Annotated[
     str | None, typer.Option("--budget", "-b", help="a file of budgets/ beside the grid: ci, laptop, single_gpu, paper")
@@ -41,6 +35,7 @@ ResultsFolder = Annotated[Path, typer.Option("--results", help="folder of runs/,
 DataRoot = Annotated[
     Path, typer.Option("--data-root", envvar="STUDY_DATA", help="folder that relative image paths start from")
 ]
+KINDS = [cls.model_fields["kind"].default for cls in get_args(get_args(Model)[0])]
 CpuOnly = Annotated[bool, typer.Option("--cpu", help="keep off the GPU even where there is one")]
 
 
@@ -60,7 +55,7 @@ def plan(
 
     declared = load_plan(grid, budget)
     images = ImageSets(data_root, results / "cache")
-    estimates = estimate(declared, cpu=cpu, timed=time)
+    estimates = estimate(declared, root=data_root, cpu=cpu, timed=time)
     view = Table(title=f"{declared.name}: {declared.grid.question}", title_justify="left")
     for name, justify in (("cell", "left"), ("seed", "right"), ("id", "left"), ("parameters", "right")):
         view.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
@@ -76,9 +71,9 @@ def plan(
             missing, run_id = str(error), "?"
         cost = estimates[cell.name]
         seed = "" if "seed" in run.ineffective() else str(run.seed)
-        view.add_row(
-            cell.name, seed, run_id, f"{cost.parameters:,}", f"{cost.multiply_adds / 1e9:.2f} G", duration(cost.seconds)
-        )
+        parameters = "?" if cost.parameters is None else f"{cost.parameters:,}"
+        products = "?" if cost.multiply_adds is None else f"{cost.multiply_adds / 1e9:.2f} G"
+        view.add_row(cell.name, seed, run_id, parameters, products, duration(cost.seconds))
     out.print(view)
     count = sum(len(cell.runs) for cell in declared.cells)
     total = sum(estimates[cell.name].seconds or 0.0 for cell, _ in declared.runs())
@@ -112,8 +107,12 @@ def run(
     results: ResultsFolder = Path("results"),
     data_root: DataRoot = Path("datasets"),
     placement: Annotated[
-        Placed, typer.Option(help="each process takes whole runs, or all share every run")
-    ] = Placed.alone,
+        str,
+        typer.Option(
+            metavar="run-per-process|packed:K|ddp",
+            help="each process takes whole runs, or K at once on its device (small networks), or all share every run",
+        ),
+    ] = "run-per-process",
     cpu: CpuOnly = False,
     workers: Annotated[
         int | None, typer.Option(min=0, help="processes per run that prepare samples [default: 0 on a CPU, 4 on a GPU]")
@@ -125,11 +124,13 @@ def run(
     [bold]torchrun --nproc-per-node 8 -m study run GRID[/bold].
     Exit code: 0 all done, 1 something failed, 130 interrupted.
     """
+    from study.training.placement import read_placement
     from study.training.runner import Options, run_grid
 
+    placed = read_placement(placement)
     declared = load_plan(grid, budget)
     first = int(os.environ.get("RANK", "0")) == 0
-    ended = run_grid(declared, Options(results, data_root, placement.value, cpu, workers))
+    ended = run_grid(declared, Options(results, data_root, placed, cpu, workers))
     if first:
         _print_end(ended, results, grid, budget)
     states = set(ended.values())
@@ -165,18 +166,20 @@ def status(grid: GridFile, budget: BudgetName = None, results: ResultsFolder = P
 
 @app.command()
 def evaluate(
-    model: Annotated[
-        str, typer.Option(help="a kind (bicubic, imdn, cfsr, catanet), or a mapping '{kind: catanet, …}'")
-    ],
+    model: Annotated[str, typer.Option(help=f"a kind ({', '.join(KINDS)}), or a mapping '{{kind: catanet, …}}'")],
     data: Annotated[
         list[str], typer.Option(help="bundled, a folder of HR images, or a mapping '{kind: pairs, hr: …, lr: …}'")
     ],
     scale: Annotated[int, typer.Option(help="upscaling factor")] = 4,
     weights: Annotated[
-        Path | None, typer.Option(help="a .pth or .safetensors file; published layouts are known")
+        Path | None, typer.Option(help="a .pth, .pt or .safetensors file; published layouts are known")
     ] = None,
-    protocol: Annotated[list[str] | None, typer.Option(help="repeatable [default: all]")] = None,
-    metric: Annotated[list[str] | None, typer.Option(help="repeatable [default: psnr, ssim]")] = None,
+    protocol: Annotated[
+        list[str] | None, typer.Option(help=f"repeatable; all when absent: {', '.join(get_args(Protocol))}")
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help=f"repeatable; psnr, ssim when absent: {', '.join(get_args(Metric))}")
+    ] = None,
     self_ensemble: Annotated[bool, typer.Option("--self-ensemble", help="average the eight flips and turns")] = False,
     data_root: DataRoot = Path(),
     results: ResultsFolder = Path("results"),
@@ -244,13 +247,32 @@ def report(
 
 @app.command()
 def bench(
-    cpu: CpuOnly = False,
+    model: Annotated[
+        list[str] | None, typer.Option(help="repeatable, such as 'spin' or 'catanet, soft dense'; all when absent")
+    ] = None,
+    switches: Annotated[
+        bool, typer.Option(help="also with each optimisation off, and in bf16: CATANet and SPIN")
+    ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="interleaved measurements of each figure")] = 5,
+    to: Annotated[Path | None, typer.Option("--to", help="folder to write bench.parquet and the machine to")] = None,
+    cpu: CpuOnly = False,
 ) -> None:
-    """Time CATANet's training step and inference against the floor: the operations over this machine's matrix rate."""
-    from study.training.bench import measure
+    """Time training steps and inference against the floor: the operations over this machine's matrix rate.
 
-    out.print(measure(cpu=cpu, repeats=repeats))
+    Everything is interleaved in one process. Use a machine that does nothing else: two CPU threads that others
+    interrupt wait for each other.
+    """
+    from study.training.bench import MODELS, headline, measure, save, tables
+
+    unknown = [name for name in model or () if name not in MODELS]
+    if unknown:
+        raise StudyError(f"--model {unknown[0]!r}: known are {', '.join(map(repr, MODELS))}")
+    rows = measure(cpu=cpu, repeats=repeats, models=model or list(MODELS), switches=switches)
+    if to is not None:
+        save(rows, to, cpu=cpu)
+    for view in tables(rows):
+        out.print(view)
+    out.print(headline(rows), highlight=False)
 
 
 @app.command()

@@ -1,9 +1,11 @@
 """Multi-head softmax attention whose heads are narrow: 9 and 10 channels in CATANet.
 
-On a GPU, and under autocast, PyTorch's fused kernel does the work; it refuses such widths, so that heads are padded
-with zeros. On a CPU in full precision that kernel spends more time on its running maximum than on products: there the
-weights are exponentials as they are, in blocks that stay in a core's cache, and a row of ones among the values sums
-them up. Should a sum leave the safe range, PyTorch's kernel does it after all.
+On a GPU, under autocast and with several CPU threads, PyTorch's fused kernel does the work; it refuses such widths, so
+that heads are padded with zeros. On one CPU thread in full precision that kernel spends more time on its running
+maximum than on products: there the weights are exponentials as they are, in blocks that stay in the core's cache, and
+a row of ones among the values sums them up. Should a sum leave the safe range, PyTorch's kernel does it after all.
+(With several threads the thousands of small products meet at as many barriers, and a machine that others use, too,
+then slows down by an order of magnitude; one process for each core is faster anyway.)
 """
 
 import math
@@ -15,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _ALIGNMENT = 8  # of head widths: fused kernels refuse others
-_BLOCK = 1 << 18  # weights that a thread works on at once: 1 MiB, which stays in a core's cache
+_BLOCK = 1 << 18  # weights alive at once: 1 MiB, which stays in a core's cache
 _SAFE = 1e15  # sums of exponentials outside 1/_SAFE to _SAFE would cost digits in the gradient
 
 
@@ -99,20 +101,21 @@ def ungroup(mixed: Tensor, batch: int) -> Tensor:
 
 def _in_blocks(x: Tensor) -> bool:
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and torch.get_num_threads() == 1
         and x.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     )
 
 
 def _blocks(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Blocks of matrices, a few for each thread, and of their queries where one matrix is large."""
+    """Blocks of matrices, and of their queries where one matrix is large."""
     count, length, span = len(queries), queries.shape[2], keys.shape[2]
     parts = -(-length * span // _BLOCK)
     width = length if parts == 1 else max(16, -(-length // parts))
     width += -width % 16 if parts > 1 else 0  # products of other widths are slower
-    step = torch.get_num_threads() * max(1, _BLOCK // (width * span))
+    step = max(1, _BLOCK // (width * span))
     for first in range(0, count, step):
         for start in range(0, length, width):
             yield slice(first, min(count, first + step)), slice(start, min(length, start + width))

@@ -46,9 +46,9 @@ class LocalAttention(nn.Module):
         attention, mlp = self.layer
         windows = cut(x, self.window)
         tokens = windows.flatten(0, 2).flatten(1, 2)
-        tokens = tokens + attention(tokens)
+        tokens = attention(tokens).add_(tokens)
         x = blend(tokens.view(windows.shape), x.shape[1], x.shape[2], self.blend)
-        return x + mlp(x)
+        return mlp(x).add_(x)
 
     def places(self, height: int, width: int) -> dict[str, int]:
         """Where layers are not applied at every pixel, see `study.evaluation.complexity`."""
@@ -172,5 +172,5 @@ class CATANet(nn.Module):
         features = shallow
         for block, mid_conv in zip(self.blocks, self.mid_convs, strict=True):
             mixed = block(features.permute(0, 2, 3, 1).contiguous(), guidance)
-            features = features + mid_conv(mixed.permute(0, 3, 1, 2))
+            features = mid_conv(mixed.permute(0, 3, 1, 2)).add_(features)
         return features + shallow

@@ -69,7 +69,7 @@ class HardAggregation(PrototypeBlock):
         else:
             mixed = self._mix(normed, prototypes, self._order(cosines, assignment))
         x = x + mixed.unflatten(1, x.shape[1:3])
-        return x + self.mlp(x)
+        return self.mlp(x).add_(x)
 
     def places(self, height: int, width: int) -> dict[str, int]:
         """Where layers are not applied at every pixel, see `study.evaluation.complexity`."""

@@ -1,4 +1,4 @@
-"""Parts shared by CATANet and SPIN; maps in their blocks are (B, H, W, d), contiguous, so that tokens are a view."""
+"""Parts shared by CATANet and SPIN; maps inside their blocks are (B, H, W, d) and contiguous: tokens are a view."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -54,7 +54,7 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.gelu(self.fc1(x))
-        return self.fc2(hidden + self.dwconv(hidden))
+        return self.fc2(self.dwconv(hidden).add_(hidden))
 
 
 class MLP(nn.Module):

@@ -108,7 +108,7 @@ class SoftAggregation(PrototypeBlock):
         """(B, H, W, d) -> (B, H, W, d); the prior's descriptor is (B, H * W, bands)."""
         mixed = self.mix(self.norm(x).flatten(1, 2), descriptor)
         x = x + mixed.unflatten(1, x.shape[1:3])
-        return x + self.mlp(x)
+        return self.mlp(x).add_(x)
 
     def mix(self, normed: Tensor, descriptor: Tensor | None = None) -> Tensor:
         """The flow through the prototypes, before the residual; (B, N, d) -> (B, N, d)."""

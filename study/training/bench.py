@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from study.evaluation.complexity import operations
 from study.grid.models import CFSR, IMDN, SPIN, CATANet, Hard, Model, Soft, SoftMoE, Superpixel
 from study.grid.schema import Run
-from study.models import attention, build, catanet, layers
+from study.models import attention, build, catanet, spin
 from study.objectives import OBJECTIVES
 from study.records.provenance import describe
 from study.records.store import write_json, write_table
@@ -96,7 +96,8 @@ def measure(*, cpu: bool, repeats: int, models: list[str], switches: bool) -> pd
             seconds = _timed(task, device)
             rate, before = product.operations / _timed(product, device), rate
             row = {"model": task.model, "phase": task.phase, "variant": task.variant, "repeat": repeat}
-            rows.append(row | {"seconds": seconds, "operations": float(task.operations), "matrix_rate": (rate + before) / 2})
+            row |= {"seconds": seconds, "operations": float(task.operations), "matrix_rate": (rate + before) / 2}
+            rows.append(row)
     return pd.DataFrame([row for row in rows if row["repeat"] >= 0])
 
 
@@ -155,7 +156,7 @@ def _settings(device: torch.device) -> dict[str, Callable[[], AbstractContextMan
     """Each optimisation off, one at a time and all together, and bf16 on."""
     fused = patch.object(attention, "_in_blocks", lambda _: False)
     unpadded = patch.object(attention, "_ALIGNMENT", 1)
-    shuffled = [patch.object(module, "convolve_shuffled", _after_the_shuffle) for module in (layers, catanet)]
+    shuffled = [patch.object(module, "convolve_shuffled", _after_the_shuffle) for module in (catanet, spin)]
 
     def several(*patches: Any) -> Callable[[], AbstractContextManager[Any]]:
         def enter() -> AbstractContextManager[Any]:
@@ -243,11 +244,11 @@ def tables(rows: pd.DataFrame) -> Iterator[Table]:
     title = f"{rows['repeat'].nunique()} interleaved repeats; matrix rate {rates.median():.0f} GFLOP/s (fp32)"
     columns = ("model", "phase", "median ms", "floor ms", "ratio to the floor (range)")
     plain = _table(title, columns)
-    for row in summary[summary["variant"] == AS_IT_IS].to_dict("records"):
+    for row in summary.query("variant == @AS_IT_IS").to_dict("records"):
         ratio = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} - {row['ratio_high']:.2f})"
         plain.add_row(row["model"], row["phase"], f"{1e3 * row['seconds']:.0f}", f"{1e3 * row['floor_s']:.0f}", ratio)
     yield plain
-    others = summary[summary["variant"] != AS_IT_IS]
+    others = summary.query("variant != @AS_IT_IS")
     if len(others):
         view = _table("times that of the same model as it is", ("model", "phase", "variant", "factor (range)"))
         for row in others.to_dict("records"):

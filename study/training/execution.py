@@ -1,9 +1,11 @@
 """One run from its declaration to its finished folder: train, evaluate, record."""
 
+import hashlib
 import os
 import platform
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,32 +14,35 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from pydantic import ValidationError
 from torch import nn
 
 from study import StudyError
 from study.data.crops import Patches
 from study.data.images import ImageSet, open_images
-from study.evaluation.complexity import multiply_adds, parameters
+from study.evaluation.complexity import measure_costs
 from study.evaluation.metrics import require
 from study.evaluation.rows import evaluate
 from study.evaluation.samples import save_crops
-from study.grid.identity import run_id, sources, specification
+from study.grid.identity import inputs, run_id, specification
+from study.grid.models import External
 from study.grid.schema import SCHEMA_VERSION, Run, Source
 from study.models import build
+from study.models.external import find_weights, placed
 from study.models.weights import load_weights
-from study.records.provenance import describe
+from study.records.provenance import describe, keep
 from study.records.store import RecordError, read_json, replace, write_json, write_table
 from study.training.checkpoints import STATE, WEIGHTS
 from study.training.schedule import sample_numbers
-from study.training.trainer import Trainer
+from study.training.trainer import Interrupted, Trainer
 
 MIXED = {"fp32": "no", "fp64": "no", "bf16": "bf16", "fp16": "fp16"}
 WRITE_STATUS_EVERY_S = 0.5
 
 
 class ImageSets:
-    """The image sets of a launch, each opened once.
+    """What the runs of a launch read, each opened once: image sets, and the contents of external weights.
 
     Args:
         root: folder that relative paths start from.
@@ -47,6 +52,7 @@ class ImageSets:
     def __init__(self, root: Path, cache: Path) -> None:
         self.root, self.cache = root, cache
         self._open: dict[Source, ImageSet] = {}
+        self._digests: dict[External, str] = {}
 
     def __getitem__(self, source: Source) -> ImageSet:
         if source not in self._open:
@@ -54,8 +60,17 @@ class ImageSets:
         return self._open[source]
 
     def identify(self, run: Run) -> str:
-        """The run's id; raises `DataError` where an image set cannot be read."""
-        return run_id(run, {source: self[source].fingerprint for source in sources(run)})
+        """The run's id; raises `DataError` where an image set or a weights file cannot be read."""
+        return run_id(run, {item: self.fingerprint(item) for item in inputs(run)})
+
+    def fingerprint(self, item: Source | External) -> str:
+        """Hash of the content of an image set, or of an external network's weights file."""
+        if not isinstance(item, External):
+            return self[item].fingerprint
+        if item not in self._digests:
+            with find_weights(item, self.root).open("rb") as file:
+                self._digests[item] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self._digests[item]
 
     def check(self, run: Run, processes: int) -> None:
         """Refuses what would fail once it runs.
@@ -65,10 +80,12 @@ class ImageSets:
             processes: how many will share it.
 
         Raises:
-            DataError: a training image is smaller than the crop.
+            DataError: a training image is smaller than the crop, or external weights are missing.
+            WeightsError: external weights are not what the run needs.
             StudyError: the batch does not divide, or the run trains on a set that it is evaluated on.
         """
         if not run.model.trained:
+            build(placed(run, self.root))
             return
         try:
             next(sample_numbers(run.optimisation, 0, 0, processes))
@@ -81,11 +98,13 @@ class ImageSets:
         Patches(train, run.scale, run.data.lr_patch_px, run.data.augment, run.seed)
 
     def fingerprints(self, run: Run) -> dict[str, str]:
-        """Name of each image set of the run -> hash of its content."""
-        named = {f"evaluation.{name}": source for name, source in run.evaluation.datasets.items()}
+        """Name of all that the run reads -> hash of its content."""
+        named: dict[str, Source | External] = {f"evaluation.{n}": s for n, s in run.evaluation.datasets.items()}
         if "data" not in run.ineffective():
             named["data.train"] = run.data.train
-        return {name: self[source].fingerprint for name, source in named.items()}
+        if isinstance(run.model, External):
+            named["model.weights"] = run.model
+        return {name: self.fingerprint(item) for name, item in named.items()}
 
 
 class Status:
@@ -151,7 +170,8 @@ def execute(run: Run, folder: Path, machine: Machine, status: Status) -> None:
     """Trains, evaluates and records one run in its folder; `DONE` is written last.
 
     Raises:
-        Diverged, Interrupted: see `Trainer.fit`.
+        Diverged: see `Trainer.fit`.
+        Interrupted: the machine's `stop` said so, in training or between images; what was trained is kept.
         RecordError: the folder holds another run.
     """
     accelerator = machine.accelerate(run)
@@ -164,37 +184,35 @@ def execute(run: Run, folder: Path, machine: Machine, status: Status) -> None:
     if run.model.trained:
         costs += _train(run, folder, machine, accelerator, status if first else None)
     accelerator.wait_for_everyone()
+    stopped: list[str | None] = [None]
     if first:
-        status.write(state="running", phase="evaluating")
-        network = _finished_network(run, folder, accelerator)
-        costs += _evaluate(run, network, folder, machine.images, accelerator, status)
-        costs += [("parameters", parameters(network), "1"), ("multiply_adds_720p", multiply_adds(run), "1")]
-        write_table(folder, "costs", [dict(zip(("name", "value", "unit"), cost, strict=True)) for cost in costs])
-        files = ["run.json", "provenance.json", "images.parquet", "costs.parquet"]
-        files += ["scalars.parquet", WEIGHTS] if run.model.trained else []
-        replace(folder / "DONE", "\n".join(files).encode())
-        status.write(state="done", phase="done")
-        shutil.rmtree(folder / STATE.parent, ignore_errors=True)
-    accelerator.wait_for_everyone()
+        try:
+            _conclude(run, folder, machine, accelerator, status, costs)
+        except Interrupted as error:
+            stopped = [str(error)]
+    broadcast_object_list(stopped)  # the others wait here, and stop when the first does
+    if stopped[0] is not None:
+        raise Interrupted(stopped[0])
 
 
 def _declare(run: Run, folder: Path, fingerprints: Mapping[str, str], accelerator: Accelerator) -> None:
     """Writes what is about to run, or checks that the folder already says the same."""
     path = folder / "run.json"
     if path.exists():
+        content: Mapping[Source | External, str] = defaultdict(str)  # is in the folder's name; files may have moved
         try:
-            same = specification(Run.model_validate(read_json(path)["run"])) == specification(run)
+            stored = Run.model_validate(read_json(path)["run"])
+            same = specification(stored, content) == specification(run, content)
         except (ValidationError, KeyError, TypeError):
             same = False
         if not same:
             raise RecordError(f"{path} describes another run than {folder.name}; move the folder away")
-    else:
-        body = {"schema_version": SCHEMA_VERSION, "run": run.model_dump(mode="json"), "data": dict(fingerprints)}
-        write_json(path, body)
+    body = {"schema_version": SCHEMA_VERSION, "run": run.model_dump(mode="json"), "data": dict(fingerprints)}
+    write_json(path, body)
     device = accelerator.device
     words = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     record = describe(f"{words}; {accelerator.num_processes} processes", dict(fingerprints))
-    write_json(folder / "provenance.json", record)
+    keep(folder / "provenance.json", record)
 
 
 def _train(
@@ -220,8 +238,29 @@ def _train(
         ("training_overhead", overhead if accelerator.device.type == "cpu" else float("nan"), "%"),
     ]
     if accelerator.device.type == "cuda":
-        costs.append(("peak_memory", float(torch.cuda.max_memory_allocated(accelerator.device)), "B"))
+        costs.append(("training_peak_memory", float(torch.cuda.max_memory_allocated(accelerator.device)), "B"))
     return costs
+
+
+def _conclude(
+    run: Run,
+    folder: Path,
+    machine: Machine,
+    accelerator: Accelerator,
+    status: Status,
+    costs: list[tuple[str, float, str]],
+) -> None:
+    """Evaluates, and records that the run is done."""
+    status.write(state="running", phase="evaluating")
+    network = _finished_network(placed(run, machine.images.root), folder, accelerator)
+    costs += _evaluate(run, network, folder, machine, accelerator, status)
+    costs += measure_costs(network, run.scale, run.evaluation.cost_lr_px, accelerator.device)
+    write_table(folder, "costs", [dict(zip(("name", "value", "unit"), cost, strict=True)) for cost in costs])
+    files = ["run.json", "provenance.json", "images.parquet", "costs.parquet"]
+    files += ["scalars.parquet", WEIGHTS] if run.model.trained else []
+    replace(folder / "DONE", "\n".join(files).encode())
+    status.write(state="done", phase="done")
+    shutil.rmtree(folder / STATE.parent, ignore_errors=True)
 
 
 def _finished_network(run: Run, folder: Path, accelerator: Accelerator) -> nn.Module:
@@ -233,17 +272,21 @@ def _finished_network(run: Run, folder: Path, accelerator: Accelerator) -> nn.Mo
 
 
 def _evaluate(
-    run: Run, network: nn.Module, folder: Path, images: ImageSets, accelerator: Accelerator, status: Status
+    run: Run, network: nn.Module, folder: Path, machine: Machine, accelerator: Accelerator, status: Status
 ) -> list[tuple[str, float, str]]:
     begun = time.perf_counter()
+    images = machine.images
     rows: list[dict[str, Any]] = []
     for name, source in run.evaluation.datasets.items():
         done = 0
+        _heed(machine)
 
         def on_image(_: str, name: str = name, total: int = len(images[source])) -> None:
             nonlocal done
             done += 1
             status.update(evaluating=f"{name} {done}/{total}")
+            if done < total:
+                _heed(machine)
 
         rows += evaluate(
             network, images[source], name, run.scale, run.evaluation, accelerator.device, on_image=on_image
@@ -251,3 +294,8 @@ def _evaluate(
         save_crops(network, images[source], name, run.scale, run.evaluation, accelerator.device, folder / "samples")
     write_table(folder, "images", rows)
     return [("evaluation", time.perf_counter() - begun, "s")]
+
+
+def _heed(machine: Machine) -> None:
+    if machine.stop():
+        raise Interrupted("stopped while evaluating; the same command evaluates the trained network")

@@ -1,12 +1,14 @@
 """A grid's runs: which are left, who takes which, and what became of them."""
 
-import signal
+import os
+import shutil
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,18 @@ from study.grid.schema import Run
 from study.records.declaration import declare
 from study.records.index import finished, status
 from study.records.store import RecordError
+from study.training.checkpoints import STATE
 from study.training.display import display
 from study.training.execution import ImageSets, Machine, Status, execute
-from study.training.placement import Placement, Processes, find_processes, keep_freed_memory, separate
+from study.training.placement import (
+    Placement,
+    Processes,
+    Signals,
+    find_processes,
+    keep_freed_memory,
+    pack,
+    separate,
+)
 from study.training.trainer import Diverged, Interrupted
 
 POLL_S = 0.5
@@ -38,40 +49,16 @@ class Options:
     Attributes:
         results: folder with `runs/` and the image cache.
         data_root: folder that relative image paths start from.
-        placement: each process takes whole runs, or all processes share every run.
+        placement: whether each process takes whole runs, several at once, or all processes share every run.
         cpu: keep off the accelerator.
         workers: processes per run that prepare samples; None chooses.
     """
 
     results: Path
     data_root: Path
-    placement: Placement = "run-per-process"
+    placement: Placement = field(default_factory=Placement)
     cpu: bool = False
     workers: int | None = None
-
-
-@dataclass
-class _Signals:
-    """Whether the launch was asked to stop: the first request saves and stops, the second stops at once."""
-
-    requested: bool = False
-    previous: dict[int, Any] = field(default_factory=dict)
-
-    def note(self, number: int, _: object) -> None:
-        if self.requested:
-            signal.signal(number, self.previous[number])
-            signal.raise_signal(number)
-        self.requested = True
-
-    @contextmanager
-    def caught(self) -> Iterator[None]:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, self.note)
-        try:
-            yield
-        finally:
-            for number, handler in self.previous.items():
-                signal.signal(number, handler)
 
 
 def run_grid(plan: Plan, options: Options) -> dict[str, str]:
@@ -87,38 +74,92 @@ def run_grid(plan: Plan, options: Options) -> dict[str, str]:
     """
     processes = find_processes()
     keep_freed_memory()
-    alone = options.placement == "run-per-process"
-    if alone:
-        separate(processes)
-    else:
+    ddp = options.placement.ddp
+    if ddp:
         PartialState(cpu=options.cpu, timeout=WAIT)  # the others wait while the first evaluates
+    else:
+        separate(processes)
     images = ImageSets(options.data_root, options.results / "cache")
     for cell in plan.cells:
-        images.check(cell.runs[0], 1 if alone else processes.world)
+        images.check(cell.runs[0], processes.world if ddp else 1)
     ids = {images.identify(run): (title(cell, run), run) for cell, run in plan.runs()}
+    grid = {run_id: run for run_id, (_, run) in ids.items()}
+    folder = options.results / "runs"
     if processes.first:
         declare(options.results, plan)
-    runs = options.results / "runs"
-    signals = _Signals()
+        _clean(grid, folder)
+    signals = Signals()
     machine = Machine(images, options.cpu, _workers(options), lambda: signals.requested)
-    with signals.caught(), display(plan.name, {i: name for i, (name, _) in ids.items()}, runs, processes.first):
-        work = _alone if alone else _together
-        return work({i: run for i, (_, run) in ids.items()}, runs, machine, processes)
+    with signals.caught(), display(plan.name, {i: name for i, (name, _) in ids.items()}, folder, processes.first):
+        if ddp:
+            return _together(grid, folder, machine, processes)
+        attempts = {run_id: status(folder, run_id).get("attempt", 0) for run_id in grid}
+        count = _at_once(options, processes, sum(not finished(folder / run_id) for run_id in grid))
+        if count == 1:
+            return _alone(grid, folder, machine, attempts)
+        codes = pack(partial(_take, grid, folder, options, images, attempts), count, signals)
+        ended = {run_id: _ended(folder, run_id, attempts[run_id]) or "interrupted" for run_id in grid}
+        if not signals.requested:
+            _warn_of_losses(codes, ended)
+        return ended
 
 
 def _workers(options: Options) -> int:
     if options.workers is not None:
         return options.workers
-    return 4 if torch.cuda.is_available() and not options.cpu else 0
+    return 4 if _on_gpu(options) else 0
 
 
-def _alone(runs: dict[str, Run], folder: Path, machine: Machine, processes: Processes) -> dict[str, str]:
-    """Takes whole runs that nobody else holds, until all have ended."""
-    attempts = {run_id: status(folder, run_id).get("attempt", 0) for run_id in runs}
+def _on_gpu(options: Options) -> bool:
+    return torch.cuda.is_available() and not options.cpu
+
+
+def _clean(grid: Mapping[str, Run], folder: Path) -> None:
+    """Removes the states of finished runs that a kill left behind."""
+    for run_id in grid:
+        if finished(folder / run_id):
+            shutil.rmtree(folder / run_id / STATE.parent, ignore_errors=True)
+
+
+def _at_once(options: Options, processes: Processes, left: int) -> int:
+    """How many runs this process trains at a time: what was asked for, but no more than its share of what is left."""
+    count = max(1, min(options.placement.packed, -(-left // processes.world)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if count > cores and not _on_gpu(options):
+        warnings.warn(f"{count} runs at once on {cores} CPU cores wait for one another", stacklevel=3)
+    return count
+
+
+def _take(
+    grid: dict[str, Run],
+    folder: Path,
+    options: Options,
+    images: ImageSets,
+    attempts: dict[str, int],
+    stop: Callable[[], bool],
+) -> None:
+    """What one of several processes on a device does."""
+    _alone(grid, folder, Machine(images, options.cpu, _workers(options), stop), attempts)
+
+
+def _warn_of_losses(codes: list[int], ended: Mapping[str, str]) -> None:
+    lost = [code for code in codes if code]
+    if lost:
+        left = list(ended.values()).count("interrupted")
+        warnings.warn(
+            f"{len(lost)} of {len(codes)} processes ended early, exit code {', '.join(map(str, lost))} "
+            f"(-9: killed, as for want of memory); "
+            + (f"{left} runs are left for the same command" if left else "the others did their runs"),
+            stacklevel=3,
+        )
+
+
+def _alone(grid: dict[str, Run], folder: Path, machine: Machine, attempts: Mapping[str, int]) -> dict[str, str]:
+    """Takes whole runs that nobody else holds, until all have ended; `attempts` counts those before this launch."""
     ended: dict[str, str] = {}
-    while len(ended) < len(runs):
+    while len(ended) < len(grid):
         progressed = False
-        for run_id, run in runs.items():
+        for run_id, run in grid.items():
             if run_id in ended:
                 continue
             state = _ended(folder, run_id, attempts[run_id])
@@ -154,11 +195,11 @@ def _try(run_id: str, run: Run, folder: Path, machine: Machine, attempts_before:
         return None
 
 
-def _together(runs: dict[str, Run], folder: Path, machine: Machine, processes: Processes) -> dict[str, str]:
+def _together(grid: dict[str, Run], folder: Path, machine: Machine, processes: Processes) -> dict[str, str]:
     """All processes train one run after the other; the first holds its lock."""
     ended = {}
     # what failed before comes last: in shared runs an error may end the launch, and must not keep others from training
-    for run_id, run in sorted(runs.items(), key=lambda item: status(folder, item[0])["state"] == "failed"):
+    for run_id, run in sorted(grid.items(), key=lambda item: status(folder, item[0])["state"] == "failed"):
         path = folder / run_id
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / ".lock", timeout=LOCK_PATIENCE_S)

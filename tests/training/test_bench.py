@@ -10,7 +10,7 @@ from rich.console import Console
 from study.evaluation.complexity import multiply_adds
 from study.grid.models import IMDN, CATANet, Hard
 from study.grid.schema import Run
-from study.models import attention, catanet, layers
+from study.models import attention, catanet, spin
 from study.records.store import read_json, read_table
 from study.training import bench
 from study.training.bench import AS_IT_IS, headline, measure, save, summarise, tables
@@ -18,12 +18,12 @@ from study.training.bench import AS_IT_IS, headline, measure, save, summarise, t
 
 def rows() -> pd.DataFrame:
     body = []
-    for repeat, (plain, off, spin) in enumerate([(2.0, 5.0, 4.0), (3.0, 6.0, 4.0), (2.5, 4.0, 5.0)]):
+    for repeat, (plain, off, other) in enumerate([(2.0, 5.0, 4.0), (3.0, 6.0, 4.0), (2.5, 4.0, 5.0)]):
         rate = 1e9 * (1 + repeat)
         for model, variant, seconds in (
             ("catanet, hard", AS_IT_IS, plain),
             ("catanet, hard", "x off", off),
-            ("spin", AS_IT_IS, spin),
+            ("spin", AS_IT_IS, other),
         ):
             body.append((model, "inference", variant, repeat, seconds, 1e9, rate))
     columns = ["model", "phase", "variant", "repeat", "seconds", "operations", "matrix_rate"]
@@ -67,7 +67,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_measurement(small: None, tmp_path: Path) -> None:
-    places = [(attention, "_in_blocks"), (attention, "_ALIGNMENT"), (layers, "convolve_shuffled")]
+    places = [(attention, "_in_blocks"), (attention, "_ALIGNMENT"), (spin, "convolve_shuffled")]
     places += [(catanet, "convolve_shuffled")]
     before = [getattr(*place) for place in places]
     found = measure(cpu=True, repeats=2, models=["catanet, hard", "imdn"], switches=True)
