@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_ALIGNMENT = 8  # of head widths: fused kernels refuse others
+# Of head widths: fused kernels refuse others on a GPU; on a CPU they want queries and values equally wide.
+_ALIGNMENT = {"cpu": 2, "cuda": 8}
 _BLOCK = 1 << 18  # weights alive at once: 1 MiB, which stays in a core's cache
 _SAFE = 1e15  # sums of exponentials outside 1/_SAFE to _SAFE would cost digits in the gradient
 
@@ -30,12 +31,12 @@ def project(x: Tensor, weight: Tensor, heads: int) -> Tensor:
         heads: number of heads.
 
     Returns:
-        (B, heads, L, e), in blocks with the tokens innermost in memory; else padded with zeros to a multiple of 8.
+        (B, heads, L, e), in blocks with the tokens innermost in memory; else padded with zeros for the fused kernel.
     """
     if _in_blocks(x):
         return torch.bmm(weight.expand(len(x), -1, -1), x.mT).unflatten(1, (heads, -1)).mT
     per_head = weight.unflatten(0, (heads, -1))
-    padded = F.pad(per_head, (0, 0, 0, -per_head.shape[1] % _ALIGNMENT)).flatten(0, 1)
+    padded = F.pad(per_head, (0, 0, 0, _aligned(per_head.shape[1], x) - per_head.shape[1])).flatten(0, 1)
     return F.linear(x, padded).unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
@@ -60,9 +61,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, real: Tensor | None = 
         # what is not a number must come out as such, which PyTorch's kernel does not guarantee
         if low.isnan() or (low > 1 / _SAFE and high < _SAFE):
             return _Blocked.apply(*parts, sums).unflatten(0, queries.shape[:2]).mT
-    width = max(queries.shape[-1], values.shape[-1])
-    width += -width % _ALIGNMENT
-    padded = [F.pad(part, (0, width - part.shape[-1])) for part in (queries, keys, values)]
+    width = _aligned(max(queries.shape[-1], values.shape[-1]), queries)
+    padded = [_widened(part, width) for part in (queries, keys, values)]
     mask = None if real is None else real[:, None, None, :].expand(-1, -1, queries.shape[2], -1)
     mixed = F.scaled_dot_product_attention(*padded, attn_mask=mask, scale=1.0)
     return mixed[..., : values.shape[-1]]
@@ -97,6 +97,15 @@ def ungroup(mixed: Tensor, batch: int) -> Tensor:
     if _in_blocks(mixed):
         return mixed.mT.unflatten(0, (batch, -1)).permute(0, 2, 3, 1, 4).flatten(3).mT
     return mixed.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
+
+
+def _widened(part: Tensor, width: int) -> Tensor:
+    return part if part.shape[-1] == width else F.pad(part, (0, width - part.shape[-1]))  # which copies by itself
+
+
+def _aligned(width: int, x: Tensor) -> int:
+    """The next width that the fused kernel of the tensor's device takes well."""
+    return width + -width % _ALIGNMENT.get(x.device.type, 8)
 
 
 def _in_blocks(x: Tensor) -> bool:

@@ -47,7 +47,7 @@ MODELS: dict[str, Model] = {
     "cfsr": CFSR(),
 }
 SWITCHED = ("catanet, hard", "spin")
-AS_IT_IS = "as it is"
+AS_IT_IS, BF16 = "as it is", "bf16"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def measure(*, cpu: bool, repeats: int, models: list[str], switches: bool) -> pd
         cpu: keep off the GPU.
         repeats: interleaved measurements of each task.
         models: names of `MODELS`.
-        switches: also with each optimisation off, of the models in `SWITCHED`; and in bf16.
+        switches: also in bf16, and the models in `SWITCHED` with each optimisation off.
 
     Returns:
         The rows of `records.schemas.BENCH`.
@@ -88,7 +88,7 @@ def measure(*, cpu: bool, repeats: int, models: list[str], switches: bool) -> pd
     torch.backends.cuda.matmul.allow_tf32 = False
     matrix = torch.randn(MATRIX_PX, MATRIX_PX, device=device, generator=torch.Generator(device).manual_seed(0))
     product = Task("matrix product", "", AS_IT_IS, lambda: matrix @ matrix, 2 * MATRIX_PX**3)
-    tasks = [task for name in models for task in _tasks(name, device, switches and name in SWITCHED)]
+    tasks = [task for name in models for task in _tasks(name, device, switches)]
     rows: list[dict[str, Any]] = []
     for repeat in track(range(-1, repeats), "measuring", transient=True):  # the first round warms up
         rate = product.operations / _timed(product, device)
@@ -143,7 +143,8 @@ def _tasks(name: str, device: torch.device, switches: bool) -> Iterator[Task]:
     for phase, (call, count) in work.items():
         yield Task(name, phase, AS_IT_IS, call, count)
         if switches:
-            for variant, setting in _settings(device).items():
+            settings = {**(_settings(device) if name in SWITCHED else {}), BF16: _bf16(device)}
+            for variant, setting in settings.items():
                 yield Task(name, phase, variant, call, count, setting)
 
 
@@ -153,9 +154,9 @@ def _counted(network: nn.Module, lr_px: int) -> tuple[int, int]:
 
 
 def _settings(device: torch.device) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
-    """Each optimisation off, one at a time and all together, and bf16 on."""
+    """Each optimisation of attention and upsampling off, one at a time and all together."""
     fused = patch.object(attention, "_in_blocks", lambda _: False)
-    unpadded = patch.object(attention, "_ALIGNMENT", 1)
+    unpadded = patch.dict(attention._ALIGNMENT, dict.fromkeys(attention._ALIGNMENT, 1))
     shuffled = [patch.object(module, "convolve_shuffled", _after_the_shuffle) for module in (catanet, spin)]
 
     def several(*patches: Any) -> Callable[[], AbstractContextManager[Any]]:
@@ -169,10 +170,14 @@ def _settings(device: torch.device) -> dict[str, Callable[[], AbstractContextMan
 
     off = {"last convolution after the shuffle": several(*shuffled)}
     if device.type == "cpu":
-        off["attention by the fused kernel, padded heads"] = several(fused)
-    off["attention by the fused kernel, heads as they are"] = several(fused, unpadded)
+        off["attention by the fused kernel"] = several(fused)
+    off["heads as wide as they are"] = several(fused, unpadded)
     off["all of it off"] = several(fused, unpadded, *shuffled)
-    return off | {"bf16": lambda: torch.autocast(device.type, torch.bfloat16)}
+    return off
+
+
+def _bf16(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    return lambda: torch.autocast(device.type, torch.bfloat16)
 
 
 def _after_the_shuffle(features: Tensor, conv: nn.Conv2d) -> Tensor:

@@ -107,3 +107,11 @@ def test_published_form_of_cfsr_is_the_training_form_with_its_branches_at_zero()
     x = torch.rand(1, 3, 20, 24, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         torch.testing.assert_close(training(x), merged(x), rtol=0, atol=1e-5)
+
+
+def test_bf16_costs_imdn_at_most_two_hundredths(tmp_path: Path) -> None:
+    plain = measure(imdn(), "Set5", tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = measure(imdn(), "Set5", tmp_path)
+    assert narrow != plain
+    assert narrow["uint8_y", "psnr"] == pytest.approx(plain["uint8_y", "psnr"], abs=0.02)

@@ -67,14 +67,15 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_measurement(small: None, tmp_path: Path) -> None:
-    places = [(attention, "_in_blocks"), (attention, "_ALIGNMENT"), (spin, "convolve_shuffled")]
+    places = [(attention, "_in_blocks"), (spin, "convolve_shuffled")]
     places += [(catanet, "convolve_shuffled")]
     before = [getattr(*place) for place in places]
     found = measure(cpu=True, repeats=2, models=["catanet, hard", "imdn"], switches=True)
     assert before == [getattr(*place) for place in places]
+    assert attention._ALIGNMENT == {"cpu": 2, "cuda": 8}
     counts = found.groupby(["model", "phase", "variant"]).size()
     assert set(counts) == {2}
-    assert len(counts.loc["imdn"]) == 2
+    assert set(counts.loc["imdn", "training"].index) == {AS_IT_IS, "bf16"}
     assert {AS_IT_IS, "bf16", "all of it off"} < set(counts.loc["catanet, hard", "training"].index)
     run = Run(scale=4, model=bench.MODELS["catanet, hard"])
     forward = 2 * multiply_adds(run, (16, 16), products=True)
@@ -92,7 +93,8 @@ def test_switches_change_the_way_and_not_the_result(small: None, model: str) -> 
     image = torch.rand(1, 3, 24, 24)
     with torch.inference_mode():
         plain = network(image)
-        for name, setting in bench._settings(torch.device("cpu")).items():
+        cpu = torch.device("cpu")
+        for name, setting in {**bench._settings(cpu), bench.BF16: bench._bf16(cpu)}.items():
             with setting():
                 other = network(image)
-            torch.testing.assert_close(other.float(), plain, atol=3e-2 if name == "bf16" else 1e-5, rtol=0)
+            torch.testing.assert_close(other.float(), plain, atol=3e-2 if name == bench.BF16 else 1e-5, rtol=0)
