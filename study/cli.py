@@ -305,5 +305,5 @@ def main() -> None:
         Console(stderr=True).print(f"{error}: this verb needs it; `pip install -e .` installs all", style="red")
         sys.exit(2)
     except StudyError as error:
-        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False, emoji=False, soft_wrap=True)
         sys.exit(2)
