@@ -5,19 +5,17 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from study.grid.models import CATANet as CATANetConfig
 from study.models.global_attention import GlobalAggregation
 from study.models.hard import HardAggregation
-from study.models.layers import ConvFFN, PreNorm, SelfAttention, convolve_shuffled
+from study.models.layers import BlockNetwork, ConvFFN, PreNorm, SelfAttention
 from study.models.prior import descriptor
 from study.models.soft import SoftAggregation
 from study.models.soft_moe import SoftMoEAggregation
 from study.models.super_tokens import SuperTokenAggregation
 from study.models.windows import Blend, blend, cut, window_count
 
-_SLOPE = 0.1
 _SMALLEST_PX = 8
 _AGGREGATIONS = {
     "hard": HardAggregation,
@@ -82,26 +80,15 @@ class Block(nn.Sequential):
         return x
 
 
-class CATANet(nn.Module):
+class CATANet(BlockNetwork):
     """The network; names and shapes of its state are those of the published checkpoints."""
 
     def __init__(self, config: CATANetConfig, scale: int) -> None:
-        super().__init__()
+        super().__init__(config.width, scale, (Block(config, index) for index in range(config.blocks)))
         self.config = config
-        self.scale = scale
-        width = config.width
         prior = getattr(config.assignment, "prior", None)
         self._only_in_training = getattr(prior, "guidance", None) == "loss"
         self._energy: Tensor | None = None
-        self.first_conv = nn.Conv2d(3, width, 3, padding=1)
-        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.blocks))
-        self.mid_convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(config.blocks))
-        if scale == 4:
-            self.upconv1 = nn.Conv2d(width, width * 4, 3, padding=1)
-            self.upconv2 = nn.Conv2d(width, width * 4, 3, padding=1)
-        elif scale > 1:
-            self.upconv = nn.Conv2d(width, width * scale**2, 3, padding=1)
-        self.last_conv = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Enlarges images.
@@ -113,18 +100,7 @@ class CATANet(nn.Module):
         Returns:
             (B, 3, H * scale, W * scale).
         """
-        features = self._features(x, keys)
-        if self.scale == 1:
-            return x + self.last_conv(features)
-        if self.scale == 4:
-            features = F.leaky_relu(F.pixel_shuffle(self.upconv1(features), 2), _SLOPE, inplace=True)
-        last = self.upconv2 if self.scale == 4 else self.upconv
-        residual = convolve_shuffled(F.leaky_relu(last(features), _SLOPE, inplace=True), self.last_conv)
-        return F.interpolate(x, scale_factor=self.scale, mode="bilinear", align_corners=False) + residual
-
-    def places(self, height: int, width: int) -> dict[str, int]:
-        """Where layers are not applied at every pixel of the input, see `study.evaluation.complexity`."""
-        return {"upconv2": 4 * height * width, "last_conv": self.scale**2 * height * width}
+        return self.enlarge(x, self._features(x, keys))
 
     @torch.no_grad()
     def assignment_maps(self, x: Tensor, keys: Tensor | None = None) -> list[Tensor]:

@@ -1,13 +1,18 @@
 """Parts shared by CATANet and SPIN; maps inside their blocks are (B, H, W, d) and contiguous: tokens are a view."""
 
 import math
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from study.models import attention
+
+_SLOPE = 0.1
 
 
 class SelfAttention(nn.Module):
@@ -88,6 +93,40 @@ def full_precision(x: Tensor) -> AbstractContextManager:
     return torch.autocast(x.device.type, enabled=False)
 
 
+class BlockNetwork(nn.Module):
+    """What CATANet and SPIN share: a first convolution, blocks with one convolution each, an upsampler, a last one.
+
+    Names of the parameters are those of the published checkpoints of both.
+    """
+
+    def __init__(self, width: int, scale: int, blocks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.scale = scale
+        self.first_conv = nn.Conv2d(3, width, 3, padding=1)
+        self.blocks = nn.ModuleList(blocks)
+        self.mid_convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in self.blocks)
+        if scale == 4:
+            self.upconv1 = nn.Conv2d(width, width * 4, 3, padding=1)
+            self.upconv2 = nn.Conv2d(width, width * 4, 3, padding=1)
+        elif scale > 1:
+            self.upconv = nn.Conv2d(width, width * scale**2, 3, padding=1)
+        self.last_conv = nn.Conv2d(width, 3, 3, padding=1)
+
+    def enlarge(self, x: Tensor, features: Tensor) -> Tensor:
+        """The image (B, 3, H, W), enlarged bilinearly, plus what the features (B, d, H, W) add; scale 1 restores."""
+        if self.scale == 1:
+            return x + self.last_conv(features)
+        if self.scale == 4:
+            features = F.leaky_relu(F.pixel_shuffle(self.upconv1(features), 2), _SLOPE, inplace=True)
+        last = self.upconv2 if self.scale == 4 else self.upconv
+        residual = convolve_shuffled(F.leaky_relu(last(features), _SLOPE, inplace=True), self.last_conv)
+        return F.interpolate(x, scale_factor=self.scale, mode="bilinear", align_corners=False) + residual
+
+    def places(self, height: int, width: int) -> dict[str, int]:
+        """Where layers are not applied at every pixel of the input, see `study.evaluation.complexity`."""
+        return {"upconv2": 4 * height * width, "last_conv": self.scale**2 * height * width}
+
+
 def convolve_shuffled(features: Tensor, conv: nn.Conv2d) -> Tensor:
     """`conv(pixel_shuffle(features))` for a 3 x 3 `conv`, computed before the shuffle, which then moves few channels.
 
@@ -113,3 +152,17 @@ def convolve_shuffled(features: Tensor, conv: nn.Conv2d) -> Tensor:
     assert conv.bias is not None
     bias = conv.bias.repeat_interleave(factor**2)
     return F.pixel_shuffle(F.conv2d(features, weight, bias, padding=1), factor)
+
+
+class Adjoint(torch.autograd.Function):
+    """A linear map of a tensor whose gradient is given as the map that goes back, where autograd would scatter."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, there: Callable[..., Tensor], back: Callable[..., Tensor], places: Any) -> Tensor:
+        ctx.back, ctx.places = back, places
+        return there(x, places)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.back(gradient, ctx.places), None, None, None

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from study.grid.models import SPIN as SPINConfig
 from study.models.attention import attend, project
-from study.models.layers import convolve_shuffled, full_precision
+from study.models.layers import Adjoint, BlockNetwork, full_precision
 from study.models.superpixels import (
     NEIGHBOURS,
     ROUNDS,
@@ -24,7 +23,6 @@ from study.models.superpixels import (
 )
 from study.models.windows import blend, cut, window_count
 
-_SLOPE = 0.1
 _SMALLEST_PX = 8
 _EPS = 1e-6
 
@@ -125,11 +123,11 @@ class IntraAttention(nn.Module):
         pixels, width = n.shape[1:]
         count = min(self.size**2, pixels)
         members = _members(strongest(affinity, cells, count), pixels)
-        tokens = _Pick.apply(n.flatten(0, 1), members).view(-1, count, width)
+        tokens = Adjoint.apply(n.flatten(0, 1), _gathered, _summed, members).view(-1, count, width)
         mixed = attend(_project(tokens, self.q, self.scale), _project(tokens, self.k), _project(tokens, self.v))
         own = self.v(n.flatten(0, 1))
         share = members.starts.diff().add_(1).to(n.dtype).reciprocal_()
-        means = own.add_(_Drop.apply(mixed.flatten(0, 2), members)).mul_(share[:, None])
+        means = own.add_(Adjoint.apply(mixed.flatten(0, 2), _summed, _gathered, members)).mul_(share[:, None])
         return means.add_(x.flatten(0, 2)).view(x.shape)
 
 
@@ -217,23 +215,12 @@ class Block(nn.Module):
         return math.prod(window_count(side, window) * window for side, window in sides)
 
 
-class SPIN(nn.Module):
+class SPIN(BlockNetwork):
     """The network; names and shapes of its state are those of the published checkpoints."""
 
     def __init__(self, config: SPINConfig, scale: int) -> None:
-        super().__init__()
+        super().__init__(config.width, scale, (Block(config, index) for index in range(config.blocks)))
         self.config = config
-        self.scale = scale
-        width = config.width
-        self.first_conv = nn.Conv2d(3, width, 3, padding=1)
-        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.blocks))
-        self.mid_convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(config.blocks))
-        if scale == 4:
-            self.upconv1 = nn.Conv2d(width, width * 4, 3, padding=1)
-            self.upconv2 = nn.Conv2d(width, width * 4, 3, padding=1)
-        elif scale > 1:
-            self.upconv = nn.Conv2d(width, width * scale**2, 3, padding=1)
-        self.last_conv = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Enlarges images.
@@ -245,18 +232,7 @@ class SPIN(nn.Module):
         Returns:
             (B, 3, H * scale, W * scale).
         """
-        features = self._features(x)
-        if self.scale == 1:
-            return x + self.last_conv(features)
-        if self.scale == 4:
-            features = F.leaky_relu(F.pixel_shuffle(self.upconv1(features), 2), _SLOPE, inplace=True)
-        last = self.upconv2 if self.scale == 4 else self.upconv
-        residual = convolve_shuffled(F.leaky_relu(last(features), _SLOPE, inplace=True), self.last_conv)
-        return F.interpolate(x, scale_factor=self.scale, mode="bilinear", align_corners=False) + residual
-
-    def places(self, height: int, width: int) -> dict[str, int]:
-        """Where layers are not applied at every pixel of the input, see `study.evaluation.complexity`."""
-        return {"upconv2": 4 * height * width, "last_conv": self.scale**2 * height * width}
+        return self.enlarge(x, self._features(x))
 
     @torch.no_grad()
     def assignment_maps(self, x: Tensor, keys: Tensor | None = None) -> list[Tensor]:
@@ -304,35 +280,7 @@ def _gathered(rows: Tensor, members: _Members) -> Tensor:
 
 def _summed(rows: Tensor, members: _Members) -> Tensor:
     # sums of sorted rows: the same on every run, where index_add is not on CUDA
-    return F.embedding_bag(members.entries, rows, members.starts, mode="sum", include_last_offset=True)
-
-
-class _Pick(torch.autograd.Function):
-    """Rows of pixels to rows of list entries; the gradient is summed without atomics."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, members: _Members) -> Tensor:
-        ctx.members = members
-        return _gathered(rows, members)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return _summed(gradient.contiguous(), ctx.members), None
-
-
-class _Drop(torch.autograd.Function):
-    """Sums rows of list entries by their pixel."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, members: _Members) -> Tensor:
-        ctx.members = members
-        return _summed(rows.contiguous(), members)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return _gathered(gradient, ctx.members), None
+    return F.embedding_bag(members.entries, rows.contiguous(), members.starts, mode="sum", include_last_offset=True)
 
 
 def _project(x: Tensor, part: nn.Conv2d | nn.Linear, scale: float = 1.0) -> Tensor:

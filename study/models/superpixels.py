@@ -10,8 +10,9 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from study.models.layers import Adjoint
 
 NEIGHBOURS = 9
 ROUNDS = 3
@@ -79,12 +80,12 @@ def labels(cells: Grid) -> Tensor:
 
 def cut_cells(x: Tensor, cells: Grid) -> Tensor:
     """Pixels by cell, zero where a cell is filled up; (B, H, W, d) -> (B, K, P, d)."""
-    return _Cut.apply(x, cells)
+    return Adjoint.apply(x, _cut, _join, cells)
 
 
 def join_cells(parts: Tensor, cells: Grid) -> Tensor:
     """The map of `cut_cells`; (B, K, P, d) -> (B, H, W, d)."""
-    return _Join.apply(parts, cells)
+    return Adjoint.apply(parts, _join, _cut, cells)
 
 
 def first_centres(x: Tensor, cells: Grid) -> Tensor:
@@ -281,29 +282,3 @@ def _cut(x: Tensor, cells: Grid) -> Tensor:
 
 def _join(parts: Tensor, cells: Grid) -> Tensor:
     return _take(parts.flatten(1, 2), cells.places).unflatten(1, (cells.height, cells.width))
-
-
-class _Cut(torch.autograd.Function):
-    """Both directions gather, where autograd would scatter."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, cells: Grid) -> Tensor:
-        ctx.cells = cells
-        return _cut(x, cells)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return _join(gradient, ctx.cells), None
-
-
-class _Join(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, parts: Tensor, cells: Grid) -> Tensor:
-        ctx.cells = cells
-        return _join(parts, cells)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return _cut(gradient, ctx.cells), None

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from study.evaluation.complexity import operations
 from study.grid.models import CFSR, IMDN, SPIN, CATANet, Hard, Model, Soft, SoftMoE, Superpixel
 from study.grid.schema import Run
-from study.models import attention, build, catanet, spin
+from study.models import attention, build, layers
 from study.objectives import OBJECTIVES
 from study.records.provenance import describe
 from study.records.store import write_json, write_table
@@ -157,7 +157,7 @@ def _settings(device: torch.device) -> dict[str, Callable[[], AbstractContextMan
     """Each optimisation of attention and upsampling off, one at a time and all together."""
     fused = patch.object(attention, "_in_blocks", lambda _: False)
     unpadded = patch.dict(attention._ALIGNMENT, dict.fromkeys(attention._ALIGNMENT, 1))
-    shuffled = [patch.object(module, "convolve_shuffled", _after_the_shuffle) for module in (catanet, spin)]
+    shuffled = patch.object(layers, "convolve_shuffled", _after_the_shuffle)
 
     def several(*patches: Any) -> Callable[[], AbstractContextManager[Any]]:
         def enter() -> AbstractContextManager[Any]:
@@ -168,11 +168,11 @@ def _settings(device: torch.device) -> dict[str, Callable[[], AbstractContextMan
 
         return enter
 
-    off = {"last convolution after the shuffle": several(*shuffled)}
+    off = {"last convolution after the shuffle": several(shuffled)}
     if device.type == "cpu":
         off["attention by the fused kernel"] = several(fused)
     off["heads as wide as they are"] = several(fused, unpadded)
-    off["all of it off"] = several(fused, unpadded, *shuffled)
+    off["all of it off"] = several(fused, unpadded, shuffled)
     return off
 
 

@@ -14,6 +14,7 @@ from study.grid.models import CATANet as CATANetConfig
 from study.models.catanet import CATANet, LocalAttention
 from study.models.hard import HardAggregation
 from study.models.layers import convolve_shuffled
+from tests.golden import golden_image, golden_weights
 from tests.shared import shared
 
 TINY = {
@@ -53,31 +54,8 @@ def picture(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def noise(count: int, key: int) -> np.ndarray:
-    waves = np.sin(12.9898 * np.arange(count, dtype=np.float64) + 78.233 * key) * 43758.5453
-    return (2 * (waves - np.floor(waves)) - 1).astype(np.float32)
-
-
-def golden_image(shape: tuple[int, ...], key: int) -> Tensor:
-    values = (noise(int(np.prod(shape)), 1000 + key) + np.float32(1)) / np.float32(2)
-    return torch.from_numpy(values.reshape(shape))
-
-
 def golden_network(scale: int, initted: bool = True) -> CATANet:
-    model = CATANet(CATANetConfig(), scale)
-    state = {}
-    for key, (name, entry) in enumerate(sorted(model.state_dict().items())):
-        if not entry.is_floating_point():
-            state[name] = torch.full_like(entry, initted)
-            continue
-        values = noise(entry.numel(), key)
-        if entry.dim() >= 2:
-            values = values * np.float32(0.5 * np.sqrt(3 / (entry.numel() // entry.shape[0])))
-        else:
-            values = np.float32(0.1) * values + np.float32(name.endswith("weight"))
-        state[name] = torch.from_numpy(values.reshape(entry.shape))
-    model.load_state_dict(state)
-    return model
+    return golden_weights(CATANet(CATANetConfig(), scale), initted=initted)
 
 
 @pytest.mark.parametrize(("scale", "parameters"), [(2, 477_435), (3, 549_635), (4, 535_195)])

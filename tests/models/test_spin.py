@@ -19,7 +19,8 @@ from study.grid.models import CATANet as CATANetConfig
 from study.models.catanet import CATANet
 from study.models.spin import SPIN
 from study.models.weights import WeightsError, load_weights
-from tests.models.test_catanet import golden_image, noise, picture
+from tests.golden import golden_image, golden_weights
+from tests.models.test_catanet import picture
 from tests.models.test_superpixels import naive_soft_superpixels
 from tests.shared import shared
 
@@ -35,17 +36,7 @@ def network(scale: int = 2, **config: Any) -> SPIN:
 
 
 def golden_network(scale: int) -> SPIN:
-    model = SPIN(SPINConfig(), scale)
-    state = {}
-    for key, (name, entry) in enumerate(sorted(model.state_dict().items())):
-        values = noise(entry.numel(), key)
-        if entry.dim() >= 2:
-            values = values * np.float32(0.5 * np.sqrt(3 / (entry.numel() // entry.shape[0])))
-        else:
-            values = np.float32(0.1) * values + np.float32(name.endswith("weight"))
-        state[name] = torch.from_numpy(values.reshape(entry.shape))
-    model.load_state_dict(state)
-    return model
+    return golden_weights(SPIN(SPINConfig(), scale))
 
 
 @pytest.mark.parametrize(("scale", "parameters"), [(2, 497_275), (3, 569_475), (4, 555_035)])

@@ -10,7 +10,7 @@ from rich.console import Console
 from study.evaluation.complexity import multiply_adds
 from study.grid.models import IMDN, CATANet, Hard
 from study.grid.schema import Run
-from study.models import attention, catanet, spin
+from study.models import attention, layers
 from study.records.store import read_json, read_table
 from study.training import bench
 from study.training.bench import AS_IT_IS, headline, measure, save, summarise, tables
@@ -67,8 +67,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_measurement(small: None, tmp_path: Path) -> None:
-    places = [(attention, "_in_blocks"), (spin, "convolve_shuffled")]
-    places += [(catanet, "convolve_shuffled")]
+    places = [(attention, "_in_blocks"), (layers, "convolve_shuffled")]
     before = [getattr(*place) for place in places]
     found = measure(cpu=True, repeats=2, models=["catanet, hard", "imdn"], switches=True)
     assert before == [getattr(*place) for place in places]
