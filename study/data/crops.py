@@ -1,4 +1,4 @@
-"""Training samples: crops, flips and turns as a function of (seed, sample number) alone."""
+"""Training samples: crops, flips, turns and degradations as a function of (seed, sample number) alone."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from study.data.decoding import DataError
+from study.data.degradation import degrade, draw_degradation
 from study.data.images import ImageSet
+from study.data.philox import Purpose, words
+from study.grid.schema import BicubicReduction, Degradation, RealESRGAN
 
-# The two kinds of draws count in different halves of Philox's counter, so they never meet. Raw words are used, not
-# numpy's Generator: only the bit generators are promised to stay the same from version to version.
-_SAMPLE, _ORDER = 0, 1
+_BICUBIC = BicubicReduction()
 
 
 class Crop(NamedTuple):
@@ -49,7 +50,7 @@ def draw(seed: int, n: int, lr_sizes: Sequence[tuple[int, int]], lr_patch_px: in
     image = int(_order(seed, epoch, len(lr_sizes))[place])
     height, width = lr_sizes[image]
     # A remainder of 64 bits is uniform to within 2^-48 for any image.
-    key, top, left, symmetry = _words(seed, n, _SAMPLE, 4).tolist()
+    key, top, left, symmetry = words(seed, n, Purpose.SAMPLE, 4).tolist()
     return Crop(
         image=image,
         top=top % (height - lr_patch_px + 1),
@@ -62,7 +63,16 @@ def draw(seed: int, n: int, lr_sizes: Sequence[tuple[int, int]], lr_patch_px: in
 class Patches(Dataset[dict[str, Tensor]]):
     """Endless map-style dataset of aligned LR and HR crops; any n >= 0 is a sample, so it has no length."""
 
-    def __init__(self, images: ImageSet, scale: int, lr_patch_px: int, augment: bool, seed: int) -> None:
+    def __init__(
+        self,
+        images: ImageSet,
+        scale: int,
+        lr_patch_px: int,
+        augment: bool,
+        seed: int,
+        *,
+        degradation: Degradation = _BICUBIC,
+    ) -> None:
         """Checks that every image holds a crop.
 
         Args:
@@ -71,6 +81,7 @@ class Patches(Dataset[dict[str, Tensor]]):
             lr_patch_px: side of the LR crop.
             augment: random flips and quarter turns.
             seed: of the run.
+            degradation: how LR crops are made; where they are degraded, the set's own LR images are not used.
 
         Raises:
             DataError: an image is smaller than the crop.
@@ -80,7 +91,8 @@ class Patches(Dataset[dict[str, Tensor]]):
         self.lr_patch_px = lr_patch_px
         self.augment = augment
         self.seed = seed
-        self.lr_sizes = [images.pair(index, scale)[0].shape[:2] for index in range(len(images))]
+        self.degraded = isinstance(degradation, RealESRGAN)
+        self.lr_sizes = [self._lr_size(index) for index in range(len(images))]
         for name, (height, width) in zip(images.names, self.lr_sizes, strict=True):
             if min(height, width) < lr_patch_px:
                 raise DataError(
@@ -90,34 +102,48 @@ class Patches(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, n: int) -> dict[str, Tensor]:
         """Sample n: `lr` (3, p, p) and `hr` (3, s p, s p) float32 in [0, 1], `key` int64 scalar."""
+        crop = self._crop(n)
+        if self.degraded:  # of the flipped and turned crop, so that kernels and JPEG blocks lie as in any image
+            hr = _cut(self.images.whole(crop.image), crop, self.lr_patch_px, self.scale)
+            lr = degrade(hr, draw_degradation(self.seed, n), self.scale)
+        else:
+            given, whole = self.images.pair(crop.image, self.scale)
+            lr, hr = _cut(given, crop, self.lr_patch_px, 1), _cut(whole, crop, self.lr_patch_px, self.scale)
+        return {"lr": _tensor(lr), "hr": _tensor(hr), "key": torch.tensor(crop.key, dtype=torch.int64)}
+
+    def describe(self, n: int) -> str:
+        """What sample n shows, in words: the image's name, and the degradation where there is one."""
+        name = self.images.names[self._crop(n).image]
+        return f"{name} | {draw_degradation(self.seed, n).describe()}" if self.degraded else name
+
+    def _crop(self, n: int) -> Crop:
         if n < 0:
             raise IndexError(f"samples are numbered from 0, not {n}")
-        crop = draw(self.seed, n, self.lr_sizes, self.lr_patch_px, self.augment)
-        lr, hr = self.images.pair(crop.image, self.scale)
-        return {
-            "lr": _cut(lr, crop, self.lr_patch_px, 1),
-            "hr": _cut(hr, crop, self.lr_patch_px, self.scale),
-            "key": torch.tensor(crop.key, dtype=torch.int64),
-        }
+        return draw(self.seed, n, self.lr_sizes, self.lr_patch_px, self.augment)
+
+    def _lr_size(self, index: int) -> tuple[int, int]:
+        if not self.degraded:
+            return self.images.pair(index, self.scale)[0].shape[:2]
+        height, width = self.images.whole(index).shape[:2]
+        return height // self.scale, width // self.scale
 
 
-def _cut(image: np.ndarray, crop: Crop, lr_patch_px: int, scale: int) -> Tensor:
-    """The crop's part of an LR (scale 1) or HR image, as (3, side, side) in [0, 1]."""
+def _cut(image: np.ndarray, crop: Crop, lr_patch_px: int, scale: int) -> np.ndarray:
+    """The crop's part of an LR (scale 1) or HR image, flipped and turned; a (side, side, 3) view."""
     top, left, side = crop.top * scale, crop.left * scale, lr_patch_px * scale
     patch = image[top : top + side, left : left + side]
     rows = -1 if crop.symmetry & 1 else 1
     columns = -1 if crop.symmetry & 2 else 1
-    patch = patch[::rows, ::columns].transpose((2, 1, 0) if crop.symmetry & 4 else (2, 0, 1))
-    return torch.from_numpy(np.divide(patch, np.float32(255), dtype=np.float32, order="C"))
+    patch = patch[::rows, ::columns]
+    return patch.transpose(1, 0, 2) if crop.symmetry & 4 else patch
+
+
+def _tensor(pixels: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 -> (3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.divide(pixels.transpose(2, 0, 1), np.float32(255), dtype=np.float32, order="C"))
 
 
 @lru_cache(maxsize=8)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     """The images of one epoch, permuted."""
-    return np.argsort(_words(seed, epoch, _ORDER, count), kind="stable")
-
-
-def _words(seed: int, n: int, kind: int, count: int) -> np.ndarray:
-    """`count` random 64-bit words that depend on nothing but the arguments (Philox 4x64; Salmon et al. 2011)."""
-    key = np.array([seed, n], dtype=np.uint64)
-    return np.random.Philox(key=key, counter=[0, 0, 0, kind]).random_raw(count)
+    return np.argsort(words(seed, epoch, Purpose.ORDER, count), kind="stable")

@@ -1,8 +1,9 @@
 """From a grid file to the runs it asks for, checked before anything is trained."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,51 +12,9 @@ from pydantic import ValidationError
 from study.grid.identity import specification
 from study.grid.loading import Document, GridError, KeyPath, merge, nested, read_document
 from study.grid.messages import explain, nearest
+from study.grid.plan import Cell, Plan
 from study.grid.schema import Budget, Grid, Run
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One combination of a grid: runs that differ in nothing but their seed.
-
-    Attributes:
-        name: the combination's labels, joined: the name that the analysis and the report use.
-        labels: `variant` and the dotted path of each axis -> label of the value.
-        runs: one run per seed; a single one where nothing is trained.
-    """
-
-    name: str
-    labels: Mapping[str, str]
-    runs: tuple[Run, ...]
-
-
-def title(cell: Cell, run: Run) -> str:
-    """How one run of a cell is called: `hard, seed 0`; the cell's name alone where seeds do nothing."""
-    return cell.name if "seed" in run.ineffective() else f"{cell.name}, seed {run.seed}"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All runs of a grid.
-
-    Attributes:
-        name: the grid's file name without its ending, and the budget's where one was laid over.
-        budget: name of the budget, if any.
-        grid: the declared question.
-        cells: the combinations, in the file's order; the references last.
-    """
-
-    name: str
-    budget: str | None
-    grid: Grid
-    cells: tuple[Cell, ...]
-
-    def runs(self) -> Iterator[tuple[Cell, Run]]:
-        """Every run with the cell it belongs to, all cells at their first seed before the second."""
-        for index in range(max(len(cell.runs) for cell in self.cells)):
-            for cell in self.cells:
-                if index < len(cell.runs):
-                    yield cell, cell.runs[index]
+from study.grid.starts import chain
 
 
 @dataclass(frozen=True)
@@ -79,6 +38,7 @@ def load_plan(path: Path, budget: str | None = None) -> Plan:
     grid, tree = _validated(document, overlay)
     combinations = _combinations(document, grid)
     cells = [_resolve(document, overlay, grid, tree, combination) for combination in combinations]
+    cells = chain(cells, partial(_place_of_start, document))
     _check_duplicates(document, cells)
     plan = Plan(f"{path.stem}-{budget}" if budget else path.stem, budget, grid, tuple(cells))
     _check_analysis(document, overlay, plan)
@@ -106,7 +66,8 @@ def _validated(document: Document, overlay: Document) -> tuple[Grid, dict[str, A
     if not isinstance(document.tree.get("base", {}), dict):
         raise GridError(f"{document.place(('base',))}: base: must be a mapping, got {document.tree['base']!r}")
     tree = merge(Run().model_dump(), base)
-    tree = merge(tree, {"model": overlay.tree.get("models", {}).get(_kind(tree), {})})
+    tree = merge(tree, {"model": overlay.tree.get("models", {}).get(_kind(tree, "model"), {})})
+    tree = merge(tree, overlay.tree.get("objectives", {}).get(_kind(tree, "objective"), {}))
     whole = {**document.tree, "base": tree}
     if "seeds" in overlay.tree:
         whole["seeds"] = overlay.tree["seeds"]
@@ -124,17 +85,22 @@ def _validated(document: Document, overlay: Document) -> tuple[Grid, dict[str, A
 
 def _locate(document: Document, overlay: Document, path: KeyPath, run_path: KeyPath) -> str:
     """Place of a key that may come from the budget (by kind of model, or plainly) or from the grid."""
-    candidates = [run_path]
+    candidates = [
+        ("started", *run_path),
+        *(("objectives", kind, *run_path) for kind in overlay.tree.get("objectives", {})),
+    ]
     if run_path[:1] == ("model",):
-        candidates = [("models", kind, *run_path[1:]) for kind in overlay.tree.get("models", {})]
+        candidates += [("models", kind, *run_path[1:]) for kind in overlay.tree.get("models", {})]
+    else:
+        candidates.append(run_path)
     for candidate in candidates:
         if candidate and candidate in overlay.places:
             return overlay.place(candidate)
     return document.place(path)
 
 
-def _kind(tree: Mapping[str, Any]) -> str:
-    return str(tree["model"].get("kind")) if isinstance(tree.get("model"), Mapping) else ""
+def _kind(tree: Mapping[str, Any], part: str) -> str:
+    return str(tree[part].get("kind")) if isinstance(tree.get(part), Mapping) else ""
 
 
 def _dotted(path: KeyPath) -> str:
@@ -235,14 +201,16 @@ def _name(labels: Mapping[str, str], grid: Grid) -> str:
 def _resolve(
     document: Document, overlay: Document, grid: Grid, tree: dict[str, Any], combination: _Combination
 ) -> Cell:
-    kind = _kind(tree)
-    for _, _, settings in combination.layers:
-        model = settings.get("model")
-        kind = str(model["kind"]) if isinstance(model, Mapping) and "kind" in model else kind
-    if kind != _kind(tree):  # the budget's width for this kind of model lies below what the variant says
-        tree = {**tree, "model": merge({"kind": kind}, overlay.tree.get("models", {}).get(kind, {}))}
+    # what the budget says of this kind of model or objective lies below what the variant says
+    model, objective = (_final_kind(tree, part, combination) for part in ("model", "objective"))
+    if model != _kind(tree, "model"):
+        tree = {**tree, "model": merge({"kind": model}, overlay.tree.get("models", {}).get(model, {}))}
+    if objective != _kind(tree, "objective"):
+        tree = merge({**tree, "objective": {"kind": objective}}, overlay.tree.get("objectives", {}).get(objective, {}))
     for _, _, settings in combination.layers:
         tree = merge(tree, settings)
+    if tree["start"] is not None and tree["optimisation"]["steps"] != 0:
+        tree = merge(tree, overlay.tree.get("started", {}))
     name = _name(combination.labels, grid)
     try:
         run = Run.model_validate(tree)
@@ -252,6 +220,20 @@ def _resolve(
     if "seed" in run.ineffective():
         seeds = seeds[:1]
     return Cell(name, combination.labels, tuple(run.model_copy(update={"seed": seed}) for seed in seeds))
+
+
+def _final_kind(tree: Mapping[str, Any], part: str, combination: _Combination) -> str:
+    """Kind of the run's model or objective once every layer is laid over it."""
+    kind = _kind(tree, part)
+    for _, _, settings in combination.layers:
+        if isinstance(settings.get(part), Mapping) and "kind" in settings[part]:
+            kind = str(settings[part]["kind"])
+    return kind
+
+
+def _place_of_start(document: Document, cell: Cell) -> str:
+    variant = cell.labels.get("variant", "")
+    return document.place(*((part, variant, "start") for part in ("variants", "references")), ("base", "start"), ())
 
 
 def _origin(

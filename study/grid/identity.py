@@ -8,9 +8,9 @@ from typing import Any
 
 from study.grid.fields import Declared, Neutral, NoEffect
 from study.grid.models import External
-from study.grid.schema import SCHEMA_VERSION, Bundled, Folder, Hub, Pairs, Run, Source
+from study.grid.schema import SCHEMA_VERSION, Bundled, Degraded, Folder, Hub, Pairs, Run, Source
 
-SOURCES = (Bundled, Folder, Pairs, Hub)
+SOURCES = (Bundled, Folder, Pairs, Hub, Degraded)
 
 
 @cache
@@ -62,10 +62,12 @@ def _path_of_weights(item: Source | External) -> str | None:
 
 
 def sources(run: Run) -> Iterator[Source]:
-    """The image sets that the run's result depends on."""
+    """The image sets that the run's result depends on; those of its start are among them."""
     if "data" not in run.ineffective():
         yield run.data.train
     yield from run.evaluation.datasets.values()
+    if isinstance(run.start, Run):
+        yield from sources(run.start)
 
 
 def inputs(run: Run) -> Iterator[Source | External]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from study.grid.fields import Declared, Ints, Neutral, NoEffect
 
@@ -233,6 +233,46 @@ class CFSR(Declared):
     mlp_width: PositiveInt = 96
 
 
+class UNet(Declared):
+    """Pixel-space U-Net with window attention that maps a noisy image and a time to a clean one (CTMSR).
+
+    Defaults are the published size.
+
+    Attributes:
+        width: channels at the top level; the embedding of the time has four times as many.
+        multipliers: of the width at each level, the finest first.
+        blocks: residual blocks per level of the encoder; the decoder has one more.
+        window: side of the attention windows, px.
+        attention_width: channels inside the attention blocks.
+        heads: of the attention.
+        mlp_ratio: hidden over attention width.
+        dropout: inside the residual blocks, in training.
+        noise_level: standard deviation of the path's noise at its LR end, images being in [-1, 1].
+        base: what the network's output is added to: nothing, as published, or the enlarged LR image (ours).
+        inference_steps: times that an inference denoises; training does not see it.
+    """
+
+    trained: ClassVar[bool] = True
+    kind: Literal["unet"] = "unet"
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 192
+    multipliers: Ints = (1, 2, 2, 2)
+    blocks: PositiveInt = 4
+    window: PositiveInt = 8
+    attention_width: Annotated[int, Field(ge=8, multiple_of=8)] = 192
+    heads: PositiveInt = 6
+    mlp_ratio: PositiveInt = 4
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.13
+    noise_level: PositiveFloat = 1.0
+    base: Literal["none", "bicubic"] = "none"
+    inference_steps: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.attention_width % self.heads:
+            raise ValueError(f"attention_width {self.attention_width} is not a multiple of heads {self.heads}")
+        return self
+
+
 class Bicubic(Declared):
     """MATLAB-compatible bicubic enlargement: a run like any other, with nothing to train."""
 
@@ -252,4 +292,4 @@ class External(Declared):
     weights: Annotated[str, NoEffect()]
 
 
-Model = Annotated[CATANet | SPIN | IMDN | CFSR | External | Bicubic, Field(discriminator="kind")]
+Model = Annotated[CATANet | SPIN | IMDN | CFSR | UNet | External | Bicubic, Field(discriminator="kind")]

@@ -4,30 +4,35 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from study.grid.fields import Declared, Fraction, NoEffect, Sequence
-from study.grid.models import Bicubic, CATANet, Global, Model
+from study.grid.fields import Declared, Fraction, Neutral, NoEffect, Sequence
+from study.grid.models import Bicubic, CATANet, Global, Model, UNet
+from study.grid.objectives import L1, Adaptive, Consistency, Objective
 
 SCHEMA_VERSION = 1
 
 Protocol = Literal["uint8_y", "matlab_y", "clamped_y", "float_y", "rgb"]
-Metric = Literal["psnr", "ssim", "ssim_pyiqa", "fsim", "vif", "gmsd", "lpips", "clipiqa", "musiq", "maniqa", "niqe"]
+Metric = Literal[
+    "psnr",
+    "ssim",
+    "ssim_pyiqa",
+    "fsim",
+    "vif",
+    "gmsd",
+    "lpips",
+    "clipiqa",
+    "musiq",
+    "maniqa",
+    "niqe",
+    "swd",
+    "spectral_slope",
+    "high_band",
+    "diversity",
+]
+# Metrics with a better end, which alone can decide a comparison.
+Primary = Literal[
+    "psnr", "ssim", "ssim_pyiqa", "fsim", "vif", "gmsd", "lpips", "clipiqa", "musiq", "maniqa", "niqe", "swd"
+]
 Scale = Literal[1, 2, 3, 4]
-
-
-class L1(Declared):
-    """Mean absolute error over all pixels and channels, images in [0, 1]."""
-
-    kind: Literal["l1"] = "l1"
-
-
-class Charbonnier(Declared):
-    """Mean of sqrt(d^2 + epsilon^2), images in [0, 1]."""
-
-    kind: Literal["charbonnier"] = "charbonnier"
-    epsilon: PositiveFloat = 1e-3
-
-
-Objective = Annotated[L1 | Charbonnier, Field(discriminator="kind")]
 
 
 class Bundled(Declared):
@@ -61,7 +66,35 @@ class Hub(Declared):
     column: Annotated[str, NoEffect()] = "image"
 
 
-Source = Annotated[Bundled | Folder | Pairs | Hub, Field(discriminator="kind")]
+class Degraded(Declared):
+    """HR images with LR images made by the degradation of `RealESRGAN`, that of image n by draw (seed, 2^62 + n)."""
+
+    kind: Literal["degraded"] = "degraded"
+    of: Annotated[Bundled | Folder | Hub, Field(discriminator="kind")]
+    seed: NonNegativeInt = 0
+
+
+Source = Annotated[Bundled | Folder | Pairs | Hub | Degraded, Field(discriminator="kind")]
+
+
+class BicubicReduction(Declared):
+    """LR images are the image set's own: made by the MATLAB-compatible bicubic resize, or given as pairs."""
+
+    kind: Literal["bicubic"] = "bicubic"
+
+
+class RealESRGAN(Declared):
+    """LR crops made from the HR crop by two stages of blur, resize, noise and JPEG (Wang et al., ICCVW 2021).
+
+    What is drawn for sample n of run seed s depends on (s, n) alone. `version` is raised when equal draws give other
+    pixels.
+    """
+
+    kind: Literal["real_esrgan"] = "real_esrgan"
+    version: Literal[1] = 1
+
+
+Degradation = Annotated[BicubicReduction | RealESRGAN, Field(discriminator="kind")]
 
 
 class Data(Declared):
@@ -70,6 +103,7 @@ class Data(Declared):
     train: Source = Folder(path="DIV2K/DIV2K_train_HR")
     lr_patch_px: Annotated[int, Field(ge=8)] = 64
     augment: Annotated[bool, Field(description="random flips and quarter turns")] = True
+    degradation: Annotated[Degradation, Neutral(BicubicReduction())] = BicubicReduction()
 
 
 class Adam(Declared):
@@ -113,7 +147,7 @@ class Constant(Declared):
 class Optimisation(Declared):
     """How a run is trained; the clock is optimiser steps at a global batch."""
 
-    steps: PositiveInt = 250_000
+    steps: Annotated[NonNegativeInt, Field(description="0: the network of `start` is evaluated as it is")] = 250_000
     batch: Annotated[PositiveInt, Field(description="global batch: samples per optimiser step over all processes")] = 64
     accumulate: Annotated[PositiveInt, Field(description="micro-batches per optimiser step")] = 1
     optimiser: Annotated[Adam | AdamW, Field(discriminator="kind")] = Adam()
@@ -173,7 +207,12 @@ class Evaluation(Declared):
 
 
 class Run(Declared):
-    """One network, trained and evaluated once."""
+    """One network, trained and evaluated once.
+
+    Attributes:
+        start: the run whose evaluated weights this one begins from: in a grid the name of a cell (with this run's seed
+            and its labels on every axis), or the id of a finished run in the results folder.
+    """
 
     scale: Scale = 4
     model: Model = CATANet()
@@ -182,9 +221,47 @@ class Run(Declared):
     optimisation: Optimisation = Optimisation()
     evaluation: Evaluation = Evaluation()
     seed: NonNegativeInt = 0
+    start: "Annotated[Run | str | None, Neutral(None)]" = None
 
     def ineffective(self) -> set[str]:
-        return set() if self.model.trained else {"objective", "data", "optimisation", "seed"}
+        if not self.model.trained:
+            return {"objective", "data", "optimisation", "seed"}
+        return set() if self.optimisation.steps else {"objective", "data", "optimisation"}
+
+    @property
+    def trains(self) -> bool:
+        """Whether optimiser steps are taken."""
+        return self.model.trained and self.optimisation.steps > 0
+
+    @model_validator(mode="after")
+    def _start_is_needed_and_of_use(self) -> Self:
+        if self.start is not None and not self.model.trained:
+            raise ValueError(f"start: a {self.model.kind} network is not trained, so it starts from no run")
+        if self.model.trained and not self.optimisation.steps and self.start is None:
+            raise ValueError("optimisation.steps 0 evaluates the network of another run; name it by start")
+        return self
+
+    @model_validator(mode="after")
+    def _objective_and_model_go_together(self) -> Self:
+        if self.trains and isinstance(self.objective, Consistency) != isinstance(self.model, UNet):
+            raise ValueError(
+                f"objective {self.objective.kind} does not train model {self.model.kind}: consistency, trajectory "
+                "and adaptive train a unet (a network of a noisy image and a time), and nothing else does"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _two_optimisers_share_no_loss_scale(self) -> Self:
+        if (
+            isinstance(self.objective, Adaptive)
+            and self.objective.separate_fake
+            and self.optimisation.precision == "fp16"
+        ):
+            raise ValueError(
+                "objective.separate_fake: true has an optimiser of its own, and fp16's loss scale follows one; "
+                "take optimisation.precision bf16 or fp32"
+            )
+        return self
 
     @model_validator(mode="after")
     def _scale_is_known(self) -> Self:
@@ -214,7 +291,8 @@ class Analysis(Declared):
         claim: `same_images` (retraining, on these images), `new_images` (retraining, and new images), or
             `these_weights` (these trained weights, on new images).
         dataset: primary dataset; the first of `evaluation.datasets` when absent.
-        margin_db: differences inside it count as equivalent.
+        metric: primary metric; `protocol` is `rgb` for all but psnr, ssim and ssim_pyiqa.
+        margin_db: differences inside it count as equivalent; where the metric is not in dB there is no margin.
         curve: dotted path of the axis that a group-count curve is drawn over.
     """
 
@@ -223,12 +301,18 @@ class Analysis(Declared):
     claim: Literal["same_images", "new_images", "these_weights"] = "same_images"
     dataset: str | None = None
     protocol: Protocol = "uint8_y"
-    metric: Literal["psnr", "ssim"] = "psnr"
+    metric: Primary = "psnr"
     alpha: Fraction = 0.05
     correction: Literal["holm", "none"] = "holm"
     margin_db: PositiveFloat = 0.02
     power: Fraction = 0.8
     curve: str | None = None
+
+    @model_validator(mode="after")
+    def _metric_has_the_protocol(self) -> Self:
+        if self.metric not in ("psnr", "ssim", "ssim_pyiqa") and self.protocol != "rgb":
+            raise ValueError(f"metric {self.metric} is computed on RGB images: it goes with protocol: rgb")
+        return self
 
 
 class Grid(Declared):
@@ -257,7 +341,13 @@ class Grid(Declared):
 
 
 class Budget(Declared):
-    """What a scale of computing lays over any grid; `models` by kind, so that it fits whichever model a run has."""
+    """What a scale of computing lays over any grid.
+
+    Attributes:
+        models: by kind, settings of the model, below what a variant says.
+        objectives: by kind, settings of the run, below what a variant says.
+        started: settings of a run that starts from another, above what a variant says.
+    """
 
     RUN_KEYS: ClassVar[tuple[str, ...]] = ("objective", "data", "optimisation", "evaluation")
     description: str
@@ -266,6 +356,8 @@ class Budget(Declared):
     optimisation: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
     models: dict[str, dict[str, Any]] = {}
+    objectives: dict[str, dict[str, Any]] = {}
+    started: dict[str, Any] = {}
     seeds: PositiveInt | list[NonNegativeInt] = 1
     analysis: dict[str, Any] = {}
 

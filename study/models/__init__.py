@@ -12,6 +12,7 @@ from study.models.cfsr import CFSR
 from study.models.external import External
 from study.models.imdn import IMDN
 from study.models.spin import SPIN
+from study.models.unet import UNet
 
 MODELS: dict[str, type[nn.Module]] = {
     "bicubic": Bicubic,
@@ -20,6 +21,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "external": External,
     "imdn": IMDN,
     "spin": SPIN,
+    "unet": UNet,
 }
 
 

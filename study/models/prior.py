@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from study.data.draws import hashed, uniform
 from study.grid.fields import Declared
 from study.grid.models import ControlPrior, FrequencyPrior, NoPrior, Soft
 from study.models.layers import full_precision
@@ -136,34 +137,7 @@ def _repeat_border(x: Tensor, *, before: int, after: int) -> Tensor:
     return F.pad(x[:, None], (before, after, before, after), mode="replicate")[:, 0]
 
 
-def hashed(keys: Tensor, count: int) -> Tensor:
-    """Uniform 64-bit integers from each key and a counter (splitmix64), the same on every device.
-
-    Args:
-        keys: int64 (B,).
-        count: numbers per key.
-
-    Returns:
-        int64 (B, count).
-    """
-    golden = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number; products wrap
-    counter = torch.arange(1, count + 1, device=keys.device)
-    return _mix(_mix(keys[:, None] + golden) + counter * golden)
-
-
-def _mix(z: Tensor) -> Tensor:
-    z = (z ^ _shift(z, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
-    z = (z ^ _shift(z, 27)) * -7723592293110705685  # 0x94D049BB133111EB
-    return z ^ _shift(z, 31)
-
-
-def _shift(z: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right; torch's own keeps the sign."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
-
-
 def gaussian(keys: Tensor, tokens: int, bands: int) -> Tensor:
     """Standard normal float64 numbers from each key (Box and Muller), (B, tokens, bands)."""
-    uniform = (_shift(hashed(keys, 2 * tokens * bands), 11).double() + 0.5) * 2.0**-53
-    radius, angle = uniform.chunk(2, dim=1)
+    radius, angle = uniform(hashed(keys, 2 * tokens * bands)).chunk(2, dim=1)
     return ((-2 * radius.log()).sqrt() * torch.cos(2 * math.pi * angle)).unflatten(1, (tokens, bands))

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from study.grid.expand import Plan
+from study.grid.plan import Plan
 from study.records.store import read_json, write_json
 
 

@@ -2,15 +2,18 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from study.grid.expand import Plan
 from study.grid.identity import sources, specification
+from study.grid.messages import nearest
+from study.grid.plan import Plan
 from study.grid.schema import SCHEMA_VERSION, Run
+from study.grid.starts import misfit
 from study.records.store import RecordError, read_json
 
 
@@ -52,6 +55,34 @@ def locate(runs: Path, plan: Plan) -> dict[tuple[str, int], str]:
         if candidates:
             ids[cell.name, run.seed] = candidates[0][0]
     return ids
+
+
+def settle(plan: Plan, runs: Path) -> Plan:
+    """The plan with every `start` that is an id replaced by the finished run of that id.
+
+    Raises:
+        RecordError: no such run, one that has not finished, or one of another network or scale.
+    """
+    cells = tuple(replace(cell, runs=tuple(_settled(run, cell.name, runs) for run in cell.runs)) for cell in plan.cells)
+    return replace(plan, cells=cells)
+
+
+def _settled(run: Run, cell: str, runs: Path) -> Run:
+    if run.start is None:
+        return run
+    if isinstance(run.start, Run):
+        return run.model_copy(update={"start": _settled(run.start, cell, runs)})
+    stored = dict(stored_runs(runs))
+    if run.start not in stored:
+        raise RecordError(f"start of {cell!r}: {runs} holds no run {run.start!r}; {nearest(run.start, stored)}")
+    if not finished(runs / run.start):
+        state = status(runs, run.start)["state"]
+        raise RecordError(f"start of {cell!r}: run {run.start!r} in {runs} has not finished ({state})")
+    start = stored[run.start]
+    problem = misfit(run, start)
+    if problem:
+        raise RecordError(f"start of {cell!r}: it cannot start from run {run.start!r}: {problem}")
+    return run.model_copy(update={"start": start})
 
 
 def finished(folder: Path) -> bool:

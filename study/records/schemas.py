@@ -7,7 +7,8 @@ def _field(name: str, type_: pa.DataType, meaning: str, unit: str = "") -> pa.Fi
     return pa.field(name, type_, nullable=False, metadata={"meaning": meaning, "unit": unit})
 
 
-# The unit of a value depends on its row: metrics and scalars carry it in their name's entry here.
+# The unit of a value depends on its row: metrics and scalars carry it in their name's entry here. A level is 1/255 of
+# the image range.
 METRIC_UNITS = {
     "psnr": "dB",
     "ssim": "1",
@@ -20,6 +21,10 @@ METRIC_UNITS = {
     "musiq": "1",
     "maniqa": "1",
     "niqe": "1",
+    "swd": "levels",
+    "spectral_slope": "1",
+    "high_band": "dB",
+    "diversity": "levels",
 }
 
 IMAGES = pa.schema(

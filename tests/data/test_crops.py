@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from study.data.crops import Crop, Patches, draw
 from study.data.decoding import DataError
+from study.data.degradation import degrade, draw_degradation
 from study.data.images import ImageSet, open_images
 from study.data.resize import imresize
-from study.grid.schema import Folder
+from study.grid.schema import Folder, RealESRGAN
 
 SIZES = [(20, 30), (16, 16), (40, 17)]
 SIDE = 12
@@ -144,6 +145,43 @@ def test_the_eight_symmetries_differ(images: ImageSet, monkeypatch: pytest.Monke
     assert {sample.numpy().tobytes() for sample in samples} == {
         sample.contiguous().numpy().tobytes() for sample in turned
     }
+
+
+@pytest.mark.parametrize("scale", [1, 4])
+def test_a_degraded_sample_is_made_of_the_same_hr_crop(images: ImageSet, scale: int) -> None:
+    plain = Patches(images, scale, 16, True, seed=3)
+    degraded = Patches(images, scale, 16, True, seed=3, degradation=RealESRGAN())
+    for n in range(12):
+        one, other = plain[n], degraded[n]
+        assert torch.equal(one["hr"], other["hr"])
+        assert torch.equal(one["key"], other["key"])
+        hr = one["hr"].mul(255).round().byte().permute(1, 2, 0).numpy()
+        lr = other["lr"].mul(255).round().byte().permute(1, 2, 0).numpy()
+        assert np.array_equal(lr, degrade(hr, draw_degradation(3, n), scale))
+        assert not torch.equal(one["lr"], other["lr"])
+
+
+def test_degraded_samples_do_not_depend_on_order_or_workers(images: ImageSet) -> None:
+    degraded = Patches(images, 4, 16, True, seed=1, degradation=RealESRGAN())
+    alone = {n: degraded[n] for n in reversed(range(8))}
+    batches = list(DataLoader(degraded, batch_sampler=[[0, 1, 2, 3], [4, 5, 6, 7]], num_workers=2))
+    for n, sample in alone.items():
+        assert all(torch.equal(batches[n // 4][name][n % 4], sample[name]) for name in sample)
+
+
+def test_degraded_samples_need_no_bicubic_images(images: ImageSet, tmp_path: Path) -> None:
+    before = set((tmp_path / "cache").iterdir())
+    assert Patches(images, 4, 16, True, seed=1, degradation=RealESRGAN())[5]["lr"].shape == (3, 16, 16)
+    assert set((tmp_path / "cache").iterdir()) == before
+    with pytest.raises(DataError, match=r"image 'image1' of hr has 24 × 16 LR px at x4, .* lr_patch_px 17"):
+        Patches(images, 4, 17, True, seed=1, degradation=RealESRGAN())
+
+
+def test_a_sample_is_described_by_image_and_degradation(images: ImageSet) -> None:
+    name = images.names[draw(3, 5, [(80, 121), (96, 64), (64, 82)], 16, True).image]
+    assert Patches(images, 1, 16, True, seed=3).describe(5) == name
+    described = Patches(images, 1, 16, True, seed=3, degradation=RealESRGAN()).describe(5)
+    assert described == f"{name} | {draw_degradation(3, 5).describe()}"
 
 
 def test_an_image_smaller_than_the_crop_is_refused(images: ImageSet) -> None:

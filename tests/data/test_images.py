@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from study.data import sources
-from study.data.images import DataError, ImageSet, open_images
+from study.data.degradation import degrade, draw_degradation
+from study.data.images import TESTED, DataError, ImageSet, open_images
 from study.data.resize import imresize
-from study.grid.schema import Bundled, Folder, Hub, Pairs
+from study.grid.schema import Bundled, Degraded, Folder, Hub, Pairs, Source
 from tests.shared import shared
 
 RNG = np.random.default_rng(0)
@@ -61,7 +62,7 @@ def entries(root: Path) -> set[str]:
     return {path.name for path in (root / "cache").iterdir() if path.name != ".lock"}
 
 
-def opened(root: Path, source: Bundled | Folder | Pairs | Hub) -> ImageSet:
+def opened(root: Path, source: Source) -> ImageSet:
     return open_images(source, root=root, cache=root / "cache")
 
 
@@ -213,8 +214,52 @@ def test_an_image_smaller_than_the_scale_is_named(tmp_path: Path) -> None:
     assert entries(tmp_path) == before
 
 
+@pytest.mark.parametrize("scale", [1, 4])
+def test_a_degraded_set_has_degraded_lr_images(root: Path, scale: int) -> None:
+    images = opened(root, Degraded(of=Folder(path="hr"), seed=5))
+    plain = opened(root, Folder(path="hr"))
+    assert images.name == "hr, degraded 5"
+    assert images.names == plain.names
+    for index in range(3):
+        lr, hr = images.pair(index, scale)
+        assert np.array_equal(hr, plain.pair(index, scale)[1])
+        assert np.array_equal(lr, degrade(hr, draw_degradation(5, TESTED + index), scale))
+        assert not np.array_equal(lr, plain.pair(index, scale)[0])
+
+
+def test_degraded_lr_images_are_made_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = opened(root, Degraded(of=Folder(path="hr"))).pair(1, 2)[0].copy()
+    before = entries(root)
+    monkeypatch.setattr("study.data.images.degrade", None)
+    again = opened(root, Degraded(of=Folder(path="hr")))
+    assert np.array_equal(pickle.loads(pickle.dumps(again)).pair(1, 2)[0], first)
+    assert entries(root) == before
+
+
+def test_a_degraded_set_is_told_by_content_seed_and_version(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(root / "again", PIXELS, "bmp")
+    write(root / "fewer", {name: PIXELS[name] for name in ("cat", "dog")})
+
+    def fingerprint(path: str, seed: int) -> str:
+        return opened(root, Degraded(of=Folder(path=path), seed=seed)).fingerprint
+
+    prints = [fingerprint("hr", 0), fingerprint("hr", 1), fingerprint("fewer", 0)]
+    assert fingerprint("again", 0) == prints[0]
+    opened(root, Degraded(of=Folder(path="hr"))).pair(0, 2)
+    before = entries(root)
+    monkeypatch.setattr("study.data.images.VERSION", 10**6)
+    assert len({*prints, fingerprint("hr", 0), opened(root, Folder(path="hr")).fingerprint}) == 5
+    opened(root, Degraded(of=Folder(path="hr"))).pair(0, 2)
+    assert len(entries(root) - before) == 1
+
+
 def test_a_missing_folder_is_named_for_both_of_a_pair(root: Path) -> None:
-    for source in (Folder(path="gone"), Pairs(hr="gone", lr="hr"), Pairs(hr="hr", lr="gone")):
+    for source in (
+        Folder(path="gone"),
+        Degraded(of=Folder(path="gone")),
+        Pairs(hr="gone", lr="hr"),
+        Pairs(hr="hr", lr="gone"),
+    ):
         with pytest.raises(DataError, match=r"no folder .*gone: .*--data-root .* STUDY_DATA"):
             opened(root, source)
 

@@ -95,7 +95,8 @@ def test_numbers_and_words_follow_yaml_1_2(write: Write) -> None:
         ("seeds: 2", "sedes: 2", ["grid.yaml:15: sedes", "did you mean 'seeds'?"]),
         ("optimisation.steps", "optimisation.stps", [":4: base.optimisation.stps", "did you mean 'steps'?"]),
         ("steps: 400", "steps: many", [":4: base.optimisation.steps", "valid integer", "'many'"]),
-        ("steps: 400", "steps: 0", [":4: base.optimisation.steps", "greater than 0", "got 0"]),
+        ("steps: 400", "steps: -4", [":4: base.optimisation.steps", "greater than or equal to 0", "got -4"]),
+        ("steps: 400", "steps: 0", [":2: base: optimisation.steps 0 evaluates the network of another run"]),
         ("scale: 2", "scale: 5", [":3: base.scale: got 5; must be 1, 2, 3 or 4"]),
         ("{kind: soft}", "{kind: sotf}", [":8: model.assignment.kind (in soft, count=half)", "did you mean 'soft'?"]),
         (

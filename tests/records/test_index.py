@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from study.grid.expand import Plan, load_plan
+from study.grid.expand import load_plan
+from study.grid.plan import Plan
 from study.grid.schema import Data, Folder, Run
 from study.records.index import finished, locate, status
 from study.records.store import RecordError, write_json
