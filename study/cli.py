@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 import yaml
@@ -12,9 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from study import StudyError
-from study.grid.expand import Plan, load_plan, title
+from study.grid.expand import load_plan
 from study.grid.models import Model
+from study.grid.plan import Plan, title
 from study.grid.schema import Metric, Protocol
+
+if TYPE_CHECKING:
+    from study.training.degradation_evaluation import CaseMeans
+    from study.training.execution import ImageSets
 
 app = typer.Typer(
     help="Ablation studies of image super-resolution: declare a grid, run it, read the report.\n\n"
@@ -36,6 +41,15 @@ DataRoot = Annotated[
     Path, typer.Option("--data-root", envvar="STUDY_DATA", help="folder that relative image paths start from")
 ]
 KINDS = [cls.model_fields["kind"].default for cls in get_args(get_args(Model)[0])]
+
+
+def _load(grid: Path, budget: str | None, results: Path) -> Plan:
+    """The grid's runs; those that start from a run in the results folder have found it."""
+    from study.records.index import settle
+
+    return settle(load_plan(grid, budget), results / "runs")
+
+
 CpuOnly = Annotated[bool, typer.Option("--cpu", help="keep off the GPU even where there is one")]
 
 
@@ -53,7 +67,7 @@ def plan(
     from study.training.estimate import duration, estimate
     from study.training.execution import ImageSets
 
-    declared = load_plan(grid, budget)
+    declared = _load(grid, budget, results)
     images = ImageSets(data_root, results / "cache")
     estimates = estimate(declared, root=data_root, cpu=cpu, timed=time)
     view = Table(title=f"{declared.name}: {declared.grid.question}", title_justify="left")
@@ -128,7 +142,7 @@ def run(
     from study.training.runner import Options, run_grid
 
     placed = read_placement(placement)
-    declared = load_plan(grid, budget)
+    declared = _load(grid, budget, results)
     first = int(os.environ.get("RANK", "0")) == 0
     ended = run_grid(declared, Options(results, data_root, placed, cpu, workers))
     if first:
@@ -158,24 +172,34 @@ def status(grid: GridFile, budget: BudgetName = None, results: ResultsFolder = P
     from study.records.index import locate
     from study.training.display import table
 
-    declared = load_plan(grid, budget)
+    declared = _load(grid, budget, results)
     ids = locate(results / "runs", declared)
     names = {ids.get((cell.name, run.seed), title(cell, run)): title(cell, run) for cell, run in declared.runs()}
     out.print(table(declared.name, names, results / "runs"))
 
 
+def _seal(words: str, **more: Any) -> Any:
+    """An option of `--protocol seal`."""
+    return typer.Option(help=words, rich_help_panel="Over the space of degradations: --protocol seal", **more)
+
+
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Option(help=f"a kind ({', '.join(KINDS)}), or a mapping '{{kind: catanet, …}}'")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help=f"a kind ({', '.join(KINDS)}), a mapping '{{kind: catanet, weights: …}}', or a finished run's folder"
+        ),
+    ],
     data: Annotated[
         list[str], typer.Option(help="bundled, a folder of HR images, or a mapping '{kind: pairs, hr: …, lr: …}'")
     ],
-    scale: Annotated[int, typer.Option(help="upscaling factor")] = 4,
+    scale: Annotated[int | None, typer.Option(help="upscaling factor; when absent the run's, or 4")] = None,
     weights: Annotated[
         Path | None, typer.Option(help="a .pth, .pt or .safetensors file; published layouts are known")
     ] = None,
     protocol: Annotated[
-        list[str] | None, typer.Option(help=f"repeatable; all when absent: {', '.join(get_args(Protocol))}")
+        list[str] | None, typer.Option(help=f"repeatable; all when absent: {', '.join(get_args(Protocol))}; or seal")
     ] = None,
     metric: Annotated[
         list[str] | None, typer.Option(help=f"repeatable; psnr, ssim when absent: {', '.join(get_args(Metric))}")
@@ -184,17 +208,48 @@ def evaluate(
     data_root: DataRoot = Path(),
     results: ResultsFolder = Path("results"),
     cpu: CpuOnly = False,
-    as_json: Annotated[bool, typer.Option("--json", help="a list of {dataset, protocol, metric, mean, n}")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="a list of {dataset, protocol, metric, mean, n}; not computed: mean null and a reason"
+        ),
+    ] = False,
+    acceptance: Annotated[str | None, _seal("a small baseline, named as --model is; bicubic when absent")] = None,
+    excellence: Annotated[str | None, _seal("a strong network, named as --model is")] = None,
+    cases: Annotated[int | None, _seal("degradations to measure on; 100 when absent", min=1)] = None,
+    draws: Annotated[int | None, _seal("degradations that these stand for; 1000 when absent", min=1)] = None,
+    noise: Annotated[
+        float | None, _seal("how far a score can be off, in its unit; 0.05 dB for psnr when absent")
+    ] = None,
+    figure: Annotated[Path | None, _seal("draw every case", metavar="FILE.png")] = None,
 ) -> None:
-    """Measure a checkpoint, or bicubic enlargement, under the protocols the papers used."""
+    """Measure a network under the protocols the papers used, or over the space of degradations."""
     from study.training.checkpoint_evaluation import evaluate_checkpoint
 
+    sources = [_mapping(item) for item in data]
+    if protocol == ["seal"]:
+        from study.analysis.seal import check_figure, check_metric
+        from study.training.degradation_evaluation import evaluate_cases
+
+        chosen, noise = check_metric(metric or ["psnr"], noise)
+        check_figure(figure)
+        if excellence is None:
+            raise StudyError("--excellence: --protocol seal needs a strong network, named as --model is")
+        networks = {"--model": model, "--acceptance": acceptance or "bicubic", "--excellence": excellence}
+        named = {option: _mapping(one) for option, one in networks.items()}
+        drawn = draws or 1000, cases or 100
+        cache = results / "cache"
+        means = evaluate_cases(named, scale, weights, sources, chosen, self_ensemble, drawn, data_root, cache, cpu)
+        _print_cases(means, noise, figure, as_json)
+        return
+    given = {"acceptance": acceptance, "excellence": excellence, "cases": cases, "draws": draws, "noise": noise}
+    for name, value in {**given, "figure": figure}.items():
+        if value is not None:
+            raise StudyError(f"--{name} {value}: goes with --protocol seal, and with no other beside it")
     settings: dict[str, Any] = {"self_ensemble": self_ensemble}
     settings |= {"protocols": protocol} if protocol else {}
     settings |= {"metrics": metric} if metric else {}
-    means = evaluate_checkpoint(
-        _mapping(model), scale, weights, [_mapping(item) for item in data], settings, data_root, results / "cache", cpu
-    )
+    means = evaluate_checkpoint(_mapping(model), scale, weights, sources, settings, data_root, results / "cache", cpu)
     if as_json:
         typer.echo(json.dumps(means, indent=1))
         return
@@ -203,8 +258,47 @@ def evaluate(
         view.add_column(name, justify="right" if name in ("mean", "n") else "left")
     for row in means:
         digits = 4 if row["metric"] != "psnr" else 2
-        view.add_row(row["dataset"], row["protocol"], row["metric"], f"{row['mean']:.{digits}f}", str(row["n"]))
+        mean = "not computed" if row["mean"] is None else f"{row['mean']:.{digits}f}"
+        view.add_row(row["dataset"], row["protocol"], row["metric"], mean, str(row["n"]))
     out.print(view)
+    for reason in dict.fromkeys(row["reason"] for row in means if "reason" in row):
+        out.print(reason, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_cases(means: "CaseMeans", noise: float, figure: Path | None, as_json: bool) -> None:
+    from study.analysis.seal import ROLES, case_scores, cases_table, save_cases
+
+    scores = case_scores(means.values, means.protocol, means.metric, noise)
+    if figure is not None:
+        save_cases(scores, means.names, figure)
+    if as_json:
+        cases = [
+            {"draw": case.draw, "members": case.members, "degradation": case.parameters.describe()}
+            for case in means.cases
+        ]
+        body = {
+            "metric": means.metric,
+            "protocol": means.protocol,
+            "noise": noise,
+            "networks": dict(zip(ROLES, means.names, strict=True)),
+        }
+        sets = [
+            {"dataset": one.measure.dataset, "images": means.images[one.measure.dataset], **one.summary()}
+            | {"cases": [{**case, **numbers} for case, numbers in zip(cases, one.per_case(), strict=True)]}
+            for one in scores
+        ]
+        typer.echo(json.dumps({**body, "parameters": str(means.path), "datasets": sets}, indent=1))
+        return
+    table = cases_table(scores)
+    view = Table(title=table.caption, title_justify="left", pad_edge=False, collapse_padding=True)
+    for column in table.columns:
+        view.add_column(column.heading, justify="left" if column is table.columns[0] else "right")
+    for row in table.entries():
+        values = zip(row, table.columns, strict=True)
+        view.add_row(*("–" if entry.value is None else format(entry.value, column.format) for entry, column in values))
+    out.print(view)
+    for note in (*table.notes, f"Cases: {means.path}", *([] if figure is None else [f"Figure: {figure}"])):
+        out.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 def _mapping(text: str) -> str | dict[str, Any]:
@@ -229,7 +323,7 @@ def report(
     from study.records.index import locate, status
     from study.records.store import read
 
-    declared = load_plan(grid, budget)
+    declared = _load(grid, budget, results)
     runs = results / "runs"
     ids = locate(runs, declared)
     if not ids:
@@ -281,12 +375,15 @@ def data(
     budget: BudgetName = None,
     results: ResultsFolder = Path("results"),
     data_root: DataRoot = Path("datasets"),
+    samples: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="draw the first training samples as the network gets them")
+    ] = None,
 ) -> None:
     """Open every image set of a grid, fill the cache, and print what is in it."""
     from study.grid.identity import sources
     from study.training.execution import ImageSets
 
-    declared = load_plan(grid, budget)
+    declared = _load(grid, budget, results)
     images = ImageSets(data_root, results / "cache")
     view = Table(title=f"{declared.name}: image sets", title_justify="left")
     for name in ("set", "images", "content"):
@@ -295,6 +392,28 @@ def data(
         opened = images[source]
         view.add_row(opened.name, str(len(opened)), opened.fingerprint[:16])
     out.print(view)
+    if samples is not None:
+        _draw_samples(declared, images, samples)
+
+
+def _draw_samples(declared: Plan, images: "ImageSets", path: Path) -> None:
+    """Draws what the first run that trains begins with."""
+    from study.analysis.patches import Sample, save_samples
+    from study.data.crops import Patches
+
+    run = next((run for _, run in declared.runs() if run.trains), None)
+    if run is None:
+        raise StudyError(f"--samples: no run of {declared.name} trains")
+    given = run.data
+    patches = Patches(
+        images[given.train], run.scale, given.lr_patch_px, given.augment, run.seed, degradation=given.degradation
+    )
+    drawn = []
+    for n in range(12):
+        lr, hr = ((patches[n][name] * 255).round().byte().permute(1, 2, 0).numpy() for name in ("lr", "hr"))
+        drawn.append(Sample(hr, lr, patches.describe(n)))
+    save_samples(drawn, path)
+    out.print(str(path), highlight=False, soft_wrap=True)
 
 
 def main() -> None:

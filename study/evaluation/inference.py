@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from study.data.draws import derived
+
 SMALLEST_SIDE_PX = 8
 _ALIGNMENT_PX = 8
 
@@ -28,6 +30,9 @@ def super_resolve(
     from one tile, the one in which it lies deeper: seams are cut in the middle of the overlap. So a network that
     looks no further than half the overlap gives exactly what it gives on the whole image.
     With `self_ensemble` the outputs of the eight flips and quarter turns are turned back and averaged.
+    A network that has a method `noise(keys, height, width)` takes noise of the output's size as a third argument: it is
+    drawn once for the whole image and each tile gets its part, so both sides of a seam see one field. Each of the eight
+    views has noise of its own, which averages more of it away than one field turned with the view.
 
     Args:
         model: the network, in eval mode and on the device and in the type of `lr`.
@@ -35,7 +40,7 @@ def super_resolve(
         tile_lr_px: longest side that is not tiled, and of a tile.
         overlap_lr_px: least overlap of neighbouring tiles.
         self_ensemble: average the eight views.
-        key: the image's seed for priors that draw; every tile and every turn gets the same.
+        key: the image's seed for priors that draw, where every tile and every turn gets the same, and for noise.
 
     Raises:
         ValueError: a side is shorter than 8 px.
@@ -45,11 +50,12 @@ def super_resolve(
         raise ValueError(f"an LR image of {size} px is too small: every side must have at least {SMALLEST_SIDE_PX} px")
     keys = torch.tensor([key], dtype=torch.int64, device=lr.device)
     if not self_ensemble:
-        return _tiled(model, lr, keys, tile_lr_px, overlap_lr_px)
+        return _tiled(model, lr, keys, _noise(model, lr, keys), tile_lr_px, overlap_lr_px)
     outputs = []
     for turns, mirrored in product(range(4), (False, True)):
         view = torch.rot90(lr.flip(-1) if mirrored else lr, turns, (-2, -1)).contiguous()
-        output = torch.rot90(_tiled(model, view, keys, tile_lr_px, overlap_lr_px), -turns, (-2, -1))
+        noise = _noise(model, view, derived(keys, f"view {turns} {mirrored}"))
+        output = torch.rot90(_tiled(model, view, keys, noise, tile_lr_px, overlap_lr_px), -turns, (-2, -1))
         outputs.append(output.flip(-1) if mirrored else output)
     return torch.stack(outputs).mean(dim=0)
 
@@ -58,7 +64,8 @@ def tiles(side: int, tile: int, overlap: int) -> list[Span]:
     """Spans that cover `side` pixels: as few as possible, no longer than `tile`, overlapping by at least `overlap`.
 
     All have one length and begin at multiples of 8 px, so that blocks and windows of a network fall on the same
-    pixels as in the whole image. Every `tile` >= 64 above twice the overlap can be met.
+    pixels as in the whole image. Every `tile` >= 64 above twice the overlap can be met. Tiles of 512 px that overlap by
+    64 px are the published 'tile 512, stride 448'; where an image does not divide so, the stride is shorter.
 
     Raises:
         ValueError: no such tiles exist.
@@ -80,18 +87,36 @@ def tiles(side: int, tile: int, overlap: int) -> list[Span]:
     raise ValueError(f"tiles of {tile} px cannot overlap by {overlap} px")
 
 
-def _tiled(model: nn.Module, lr: Tensor, keys: Tensor, tile: int, overlap: int) -> Tensor:
+def draws_noise(model: nn.Module) -> bool:
+    """Whether the network makes its output from noise too, so that one image has many."""
+    return callable(getattr(model, "noise", None))
+
+
+def _noise(model: nn.Module, lr: Tensor, keys: Tensor) -> Tensor | None:
+    if not draws_noise(model):
+        return None
+    scale = int(model.scale)  # type: ignore[arg-type]
+    return model.noise(keys, lr.shape[-2] * scale, lr.shape[-1] * scale)  # type: ignore[operator]
+
+
+def _tiled(model: nn.Module, lr: Tensor, keys: Tensor, noise: Tensor | None, tile: int, overlap: int) -> Tensor:
     height, width = lr.shape[-2:]
     if max(height, width) <= tile:
-        return model(lr, keys)
+        return model(lr, keys) if noise is None else model(lr, keys, noise)
     scale = int(model.scale)  # type: ignore[arg-type]
     sr = lr.new_empty(1, 3, height * scale, width * scale)
     for row, column in product(tiles(height, tile, overlap), tiles(width, tile, overlap)):
-        output = model(lr[..., row.start : row.stop, column.start : column.stop].contiguous(), keys)
+        part = lr[..., row.start : row.stop, column.start : column.stop].contiguous()
+        output = model(part, keys) if noise is None else model(part, keys, _part(noise, row, column, scale))
         sr[..., _scaled(row, 0, scale), _scaled(column, 0, scale)] = output[
             ..., _scaled(row, row.start, scale), _scaled(column, column.start, scale)
         ]
     return sr
+
+
+def _part(noise: Tensor, row: Span, column: Span, scale: int) -> Tensor:
+    rows, columns = (slice(span.start * scale, span.stop * scale) for span in (row, column))
+    return noise[..., rows, columns].contiguous()
 
 
 def _scaled(span: Span, origin: int, scale: int) -> slice:

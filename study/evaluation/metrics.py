@@ -1,4 +1,4 @@
-"""Metrics of one image: PSNR and the rest through pyiqa, SSIM our own (protocols.md says why).
+"""Metrics of one image: SSIM (protocols.md says why) and those of `realism` our own, PSNR and the rest through pyiqa.
 
 pyiqa is imported where it is first needed: it takes seconds, and warns. Its licence is non-commercial.
 """
@@ -6,30 +6,40 @@ pyiqa is imported where it is first needed: it takes seconds, and warns. Its lic
 import contextlib
 import functools
 import importlib.util
+import pickle
 import sys
 import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from study import StudyError
+from study.evaluation.realism import high_band, spectral_slope, swd
+from study.models.layers import full_precision
 
 # These follow the protocol's preprocessing, Y included; the others take RGB images and are computed under `rgb` only.
 PER_PROTOCOL = frozenset({"psnr", "ssim", "ssim_pyiqa"})
+# Needs several outputs of the network for one image: `rows` computes it.
+DIVERSITY = "diversity"
 
 _NO_REFERENCE = frozenset({"clipiqa", "musiq", "maniqa", "niqe"})
 _PYIQA_NAMES = {"ssim_pyiqa": "ssim"}
 # Images arrive as the protocol's channels, so pyiqa must not make a Y of three RGB channels once more. Its epsilon of
 # 1e-8 on the squared error costs 1e-4 dB, enough to move published digits; this one only keeps equal images finite.
 _PYIQA_OPTIONS = {"psnr": {"test_y_channel": False, "eps": 1e-20}, "ssim_pyiqa": {"test_y_channel": False}}
+_BACKBONES = {
+    "lpips": ("alex", "AlexNet_Weights.IMAGENET1K_V1"),
+    "lpips-vgg": ("vgg", "VGG16_Weights.IMAGENET1K_V1"),
+}
 _WINDOW_PX, _SIGMA_PX = 11, 1.5
 _PROBE_SECONDS = 5
+_HOSTS: dict[str, bool] = {}  # whether each has answered
 
 
 class MetricUnavailable(StudyError):
@@ -39,22 +49,41 @@ class MetricUnavailable(StudyError):
 def require(metrics: Iterable[str], device: torch.device) -> None:
     """Makes every metric ready on `device`; raises `MetricUnavailable` now rather than after a training run."""
     for metric in metrics:
-        if metric != "ssim":
+        if metric not in _OWN and metric != DIVERSITY:
             _metric(metric, device)
+
+
+def find_unavailable(metrics: Iterable[str], device: torch.device) -> dict[str, str]:
+    """Makes ready what can be computed on `device`; of every other metric, says why not and what would help.
+
+    Raises:
+        MetricUnavailable: that is so of all of them.
+    """
+    metrics = tuple(metrics)
+    reasons = {}
+    for metric in metrics:
+        try:
+            require([metric], device)
+        except MetricUnavailable as error:
+            reasons[metric] = str(error)
+    if reasons and set(reasons) == set(metrics):
+        raise MetricUnavailable("\n".join(reasons.values()))
+    return reasons
 
 
 def score(metric: str, sr: Tensor, hr: Tensor) -> float:
     """Value of `metric` for one image, both (1, C, H, W) as `protocols.prepare` gives them.
 
     C is 1 or 3 for the metrics in `PER_PROTOCOL`, 3 for the others. No-reference metrics ignore `hr`. Higher is not
-    always better: gmsd, lpips and niqe fall as images improve. The PSNR of equal images is 200 dB.
+    always better: gmsd, lpips, niqe and swd fall as images improve, spectral_slope and high_band near 0. The PSNR of
+    equal images is 200 dB.
 
     Raises:
         MetricUnavailable: weights are missing and cannot be downloaded.
         ValueError: the image is too small for the metric.
     """
-    if metric == "ssim":
-        return ssim(sr, hr)
+    if metric in _OWN:
+        return _OWN[metric](sr, hr)
     compute = _metric(metric, sr.device)
     if metric not in PER_PROTOCOL:
         sr, hr = sr.float(), hr.float()
@@ -83,6 +112,14 @@ def ssim(x: Tensor, y: Tensor) -> float:
     return (luminance * structure).mean().item()
 
 
+_OWN: dict[str, Callable[[Tensor, Tensor], float]] = {
+    "ssim": ssim,
+    "swd": swd,
+    "spectral_slope": spectral_slope,
+    "high_band": high_band,
+}
+
+
 def _blur(images: Tensor) -> Tensor:
     """Gaussian means over all windows that lie inside, as products with a banded matrix.
 
@@ -100,22 +137,89 @@ def _blur(images: Tensor) -> Tensor:
     return images
 
 
-@functools.cache
-def _metric(metric: str, device: torch.device) -> Callable[..., Tensor]:
-    # pyiqa warns while it is imported and prints what it loads, which has no place among a command's output.
-    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-        warnings.simplefilter("ignore")
-        import pyiqa
+class Perceptual(nn.Module):
+    """LPIPS with VGG as a loss, differentiable by both images (Zhang et al., CVPR 2018); its weights stay fixed.
 
-        _find_weights(metric)
-        try:
+    The network and its weights are pyiqa's, and so are the values. Its normalisation of features is not: it divides by
+    a square root whose gradient is not a number where all features of a place are zero.
+
+    Args:
+        network: pyiqa's LPIPS.
+        dtype: what is computed in, autocast or not.
+    """
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = network.to(dtype).requires_grad_(False).eval()
+        self.dtype = dtype
+
+    def train(self, mode: bool = True) -> "Perceptual":
+        """Leaves it as it is: a loss has no dropout."""
+        return self
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distance of every pair of images (B, 3, H, W) in [0, 1], sides of at least 16 px: (B,)."""
+        with full_precision(x):
+            one, other = (self._features(image) for image in (x, y))
+            weighted = [
+                linear((a - b).square()).mean(dim=(1, 2, 3))
+                for linear, a, b in zip(self.network.lins, one, other, strict=True)  # type: ignore[arg-type]
+            ]
+        return torch.stack(weighted).sum(dim=0)
+
+    def _features(self, image: Tensor) -> list[Tensor]:
+        scaled = self.network.scaling_layer(2 * image.to(self.dtype) - 1)  # type: ignore[operator]
+        layers = self.network.net(scaled)  # type: ignore[operator]
+        return [layer / (torch.linalg.vector_norm(layer, dim=1, keepdim=True) + 1e-10) for layer in layers]
+
+
+@functools.cache
+def perceptual(device: torch.device, dtype: torch.dtype) -> Perceptual:
+    """LPIPS with VGG as a loss on `device`, with pretrained weights.
+
+    Raises:
+        MetricUnavailable: weights of VGG-16, or of the linear layers on it, are missing and cannot be downloaded.
+    """
+    with _loading("lpips-vgg"):
+        from pyiqa.archs.lpips_arch import LPIPS
+
+        return Perceptual(LPIPS(net="vgg"), dtype).to(device)
+
+
+def _metric(metric: str, device: torch.device) -> Callable[..., Tensor]:
+    found = _created(metric, device)
+    if isinstance(found, str):
+        raise MetricUnavailable(found)
+    return found
+
+
+@functools.cache
+def _created(metric: str, device: torch.device) -> Callable[..., Tensor] | str:
+    """The metric, or why there is none: what cannot be had is not tried again for every run."""
+    try:
+        with _loading(metric):
+            import pyiqa
+
             return pyiqa.create_metric(
                 _PYIQA_NAMES.get(metric, metric),
                 device=device,
                 check_input_range=False,  # `float_y` leaves [0, 1] on purpose
                 **_PYIQA_OPTIONS.get(metric, {}),
             )
-        except (OSError, ImportError) as error:
+    except MetricUnavailable as error:
+        return str(error)
+
+
+@contextlib.contextmanager
+def _loading(metric: str) -> Iterator[None]:
+    """Sets up a network of pyiqa's inside; refuses at once what cannot be."""
+    # pyiqa warns while it is imported and prints what it loads, which has no place among a command's output.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore")
+        _find_weights(metric)
+        try:
+            yield
+        except (OSError, ImportError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise MetricUnavailable(f"not computed: {metric} cannot be set up: {error}") from error
 
 
@@ -139,12 +243,13 @@ def _weights(metric: str) -> dict[Path, str]:
     from pyiqa.utils.download_util import DEFAULT_CACHE_DIR
 
     own, hub = Path(DEFAULT_CACHE_DIR), Path(torch.hub.get_dir())
-    if metric == "lpips":
-        from torchvision.models import AlexNet_Weights
+    if metric in _BACKBONES:
+        import torchvision.models
 
+        name, backbone = _BACKBONES[metric]
         sources = [
-            (hub / "checkpoints", AlexNet_Weights.IMAGENET1K_V1.url),
-            (own, lpips_arch.default_model_urls["0.1_alex"]),
+            (hub / "checkpoints", torchvision.models.get_weight(backbone).url),
+            (own, lpips_arch.default_model_urls[f"0.1_{name}"]),
         ]
     elif metric == "musiq":
         sources = [(own, musiq_arch.default_model_urls["koniq10k"])]
@@ -177,6 +282,14 @@ def _vision_transformer() -> tuple[Path, str]:
 
 
 def _answers(url: str) -> bool:
+    """Whether the host of `url` is there; each host is asked once."""
+    host = urllib.parse.urlparse(url).netloc
+    if host not in _HOSTS:
+        _HOSTS[host] = _probe(url)
+    return _HOSTS[host]
+
+
+def _probe(url: str) -> bool:
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PROBE_SECONDS):
             return True

@@ -4,26 +4,21 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
 from study import StudyError
 from study.data.images import open_images
-from study.evaluation.rows import evaluate
-from study.grid.messages import explain
-from study.grid.models import Bicubic
-from study.grid.schema import Bundled, Folder, Run, Source
-from study.models import build
-from study.models.external import placed
-from study.models.weights import load_weights
+from study.evaluation.rows import evaluate, not_computed
+from study.grid.schema import Bundled, Folder, Source
+from study.training.networks import Given, choose_device, open_network
 from study.training.placement import keep_freed_memory
 
 
 def evaluate_checkpoint(
-    model: str | dict[str, Any],
-    scale: int,
+    model: Given,
+    scale: int | None,
     weights: Path | None,
     data: list[str | dict[str, Any]],
     settings: dict[str, Any],
@@ -34,8 +29,8 @@ def evaluate_checkpoint(
     """Means over images of every dataset, protocol and metric.
 
     Args:
-        model: a kind of the schema, or a mapping with a `kind`.
-        scale: upscaling factor.
+        model: a kind of the schema, a mapping with a `kind` and perhaps `weights`, or the folder of a finished run.
+        scale: upscaling factor; the run's, or 4, when None.
         weights: weights file; None only for what needs none, or names its own.
         data: `bundled`, folders of HR images, or mappings of the schema's sources.
         settings: fields of `Evaluation` other than the datasets.
@@ -44,53 +39,37 @@ def evaluate_checkpoint(
         cpu: keep off the GPU.
 
     Returns:
-        `{dataset, protocol, metric, mean, n}`, one per combination.
+        `{dataset, protocol, metric, mean, n}`, one per combination; those of a metric that cannot be computed have
+        mean None, n 0 and a `reason`.
 
     Raises:
         StudyError: any argument is not what it should be; the message names it.
     """
-    sources = dict(_named(item) for item in data)
-    tree = {"model": _with_weights({"kind": model} if isinstance(model, str) else model, weights), "scale": scale}
-    try:
-        run = Run.model_validate({**tree, "evaluation": {**settings, "datasets": sources, "samples": 0}})
-    except ValidationError as error:
-        names = {"model": "--model", "scale": "--scale", "evaluation": "option"}
-        raise StudyError(
-            explain(error, Run, lambda path: (names.get(str(path[0]), ""), ".".join(map(str, path[1:]))))
-        ) from None
-    if run.model.trained and weights is None:
-        raise StudyError(f"--weights: {run.model.kind} is a trained network: name its checkpoint")
-    if isinstance(run.model, Bicubic) and weights is not None:
-        raise StudyError(f"--weights: {run.model.kind} has none to load")
+    sources = dict(name_source(item) for item in data)
     keep_freed_memory()
-    network = build(placed(run, root))
-    if run.model.trained and weights is not None:
-        load_weights(network, weights)
-    device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
-    network.to(device)
+    device = choose_device(cpu)
+    opened = open_network(
+        "--model", model, {**settings, "datasets": sources}, scale=scale, weights=weights, root=root, device=device
+    )
+    run, network = opened.run, opened.network
+    missing = not_computed(run.evaluation, device)
     rows = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for name, source in run.evaluation.datasets.items():
             images = open_images(source, root=root, cache=cache)
             task = progress.add_task(name, total=len(images))
             rows += evaluate(
-                network, images, name, scale, run.evaluation, device, on_image=lambda _, t=task: progress.advance(t)
+                network, images, name, run.scale, run.evaluation, device, on_image=lambda _, t=task: progress.advance(t)
             )
-    return _means(pd.DataFrame(rows))
+    left_out = [
+        {"dataset": name, "protocol": "rgb", "metric": metric, "mean": None, "n": 0, "reason": reason}
+        for name in sources
+        for metric, reason in missing.items()
+    ]
+    return _means(pd.DataFrame(rows)) + left_out
 
 
-def _with_weights(model: dict[str, Any], weights: Path | None) -> dict[str, Any]:
-    """The mapping of a model; that of an external one with the weights file, which is part of it."""
-    if model.get("kind") != "external":
-        return model
-    if weights is not None and "weights" in model:
-        raise StudyError(f"--weights: {weights}: --model names {model['weights']} already; keep one of them")
-    if weights is None and "weights" not in model:
-        raise StudyError("--weights: external is a trained network: name its checkpoint")
-    return model if weights is None else {**model, "weights": str(weights.absolute())}
-
-
-def _named(item: str | dict[str, Any]) -> tuple[str, Source]:
+def name_source(item: str | dict[str, Any]) -> tuple[str, Source]:
     """A source and the name it is reported under: that of the last folder which is not called HR."""
     if item == "bundled":
         return "bundled", Bundled(split="test")

@@ -8,12 +8,13 @@ import torch
 
 from study.data.decoding import DataError
 from study.evaluation.complexity import multiply_adds, parameters
-from study.grid.expand import Plan
 from study.grid.identity import specification
+from study.grid.plan import Plan
 from study.grid.schema import Run
 from study.models import build
 from study.models.external import placed
 from study.objectives import OBJECTIVES
+from study.objectives.objective import Batch
 
 CPU_BATCH = 2  # on a CPU time grows in proportion to the batch, so a small one tells as much
 
@@ -57,7 +58,7 @@ def estimate(plan: Plan, *, root: Path, cpu: bool, timed: bool) -> dict[str, Est
     estimates = {}
     for cell in plan.cells:
         run = cell.runs[0]
-        alike = run.model_copy(update={"evaluation": type(run.evaluation)(), "seed": 0})
+        alike = run.model_copy(update={"evaluation": type(run.evaluation)(), "seed": 0, "start": None})
         key = specification(alike)
         if key not in known:
             size, products = _size(run, root)
@@ -79,23 +80,24 @@ def _size(run: Run, root: Path) -> tuple[int, int] | tuple[None, None]:
 
 def _step_seconds(run: Run, cpu: bool) -> float:
     """Seconds of one optimiser step at the declared batch; the second of two, scaled up from a small batch on a CPU."""
-    if not run.model.trained:
+    if not run.trains:
         return 0.0
     device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
     micro = run.optimisation.batch // run.optimisation.accumulate
     batch = micro if device.type == "cuda" else min(micro, CPU_BATCH)
     network = build(run).to(device).train()
     objective = OBJECTIVES[run.objective.kind](run.objective)
+    objective.begin(network, run.optimisation)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-6, fused=True)
     side = run.data.lr_patch_px
     generator = torch.Generator().manual_seed(0)
     lr = torch.rand(batch, 3, side, side, generator=generator).to(device)
     hr = torch.rand(batch, 3, side * run.scale, side * run.scale, generator=generator).to(device)
-    keys = torch.arange(batch, device=device)
+    samples = Batch(lr, hr, torch.arange(batch, device=device), step=0, steps=run.optimisation.steps)
     begun = 0.0
     for _ in range(2):
         begun = time.perf_counter()
-        objective(network(lr, keys), hr).backward()
+        objective(network, samples).backward()
         optimiser.step()
         optimiser.zero_grad()
         if device.type == "cuda":

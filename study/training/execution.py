@@ -1,9 +1,11 @@
 """One run from its declaration to its finished folder: train, evaluate, record."""
 
+import functools
 import hashlib
 import os
 import platform
 import shutil
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -22,8 +24,7 @@ from study import StudyError
 from study.data.crops import Patches
 from study.data.images import ImageSet, open_images
 from study.evaluation.complexity import measure_costs
-from study.evaluation.metrics import require
-from study.evaluation.rows import evaluate
+from study.evaluation.rows import evaluate, not_computed
 from study.evaluation.samples import save_crops
 from study.grid.identity import inputs, run_id, specification
 from study.grid.models import External
@@ -84,7 +85,7 @@ class ImageSets:
             WeightsError: external weights are not what the run needs.
             StudyError: the batch does not divide, or the run trains on a set that it is evaluated on.
         """
-        if not run.model.trained:
+        if not run.trains:
             build(placed(run, self.root))
             return
         try:
@@ -93,7 +94,7 @@ class ImageSets:
             raise StudyError(str(error)) from None
         train = self[run.data.train]
         for name, source in run.evaluation.datasets.items():
-            if self[source].fingerprint == train.fingerprint:
+            if self[source].content == train.content:
                 raise StudyError(f"data.train ({train.name}) holds the very images of evaluation.datasets.{name}")
         Patches(train, run.scale, run.data.lr_patch_px, run.data.augment, run.seed)
 
@@ -116,7 +117,7 @@ class Status:
             self.body: dict[str, Any] = {"attempt": 0, **read_json(self.path)}
         except (RecordError, TypeError):  # never begun, or torn
             self.body = {"attempt": 0}
-        steps = run.optimisation.steps if run.model.trained else 0
+        steps = run.optimisation.steps if run.trains else 0
         self.body |= {"steps": steps, "attempt": self.body.get("attempt", 0) + 1}
         self.body |= {"host": platform.node(), "process": os.getpid()}
         for stale in ("reason", "traceback"):
@@ -179,10 +180,14 @@ def execute(run: Run, folder: Path, machine: Machine, status: Status) -> None:
     fingerprints = machine.images.fingerprints(run)
     if first:
         _declare(run, folder, fingerprints, accelerator)
-    require(run.evaluation.metrics, accelerator.device)
+    missing = not_computed(run.evaluation, accelerator.device)  # refused before training where nothing can be
+    for reason in missing.values() if first else ():
+        _say_once(reason)
     costs: list[tuple[str, float, str]] = []
-    if run.model.trained:
+    if run.trains:
         costs += _train(run, folder, machine, accelerator, status if first else None)
+    elif run.model.trained and first:
+        _adopt(_start(run, folder, machine), folder)
     accelerator.wait_for_everyone()
     stopped: list[str | None] = [None]
     if first:
@@ -227,6 +232,7 @@ def _train(
         workers=machine.workers,
         on_progress=status.update if status else lambda **_: None,
         stop=machine.stop,
+        start=_start(run, folder, machine),
     )
     if status:
         status.write(state="running", phase="training", step=trainer.step)
@@ -240,6 +246,21 @@ def _train(
     if accelerator.device.type == "cuda":
         costs.append(("training_peak_memory", float(torch.cuda.max_memory_allocated(accelerator.device)), "B"))
     return costs
+
+
+def _start(run: Run, folder: Path, machine: Machine) -> Path | None:
+    """The weights that the run begins from: those of the run it names, which lies beside it."""
+    if run.start is None:
+        return None
+    assert isinstance(run.start, Run)  # ids were settled when the plan was made
+    return folder.parent / machine.images.identify(run.start) / WEIGHTS
+
+
+def _adopt(weights: Path | None, folder: Path) -> None:
+    """Takes over the start's network, for a run that only evaluates."""
+    assert weights is not None
+    replace(folder / WEIGHTS, weights.read_bytes())
+    write_table(folder, "scalars", [])
 
 
 def _conclude(
@@ -293,7 +314,18 @@ def _evaluate(
         )
         save_crops(network, images[source], name, run.scale, run.evaluation, accelerator.device, folder / "samples")
     write_table(folder, "images", rows)
+    missing, path = not_computed(run.evaluation, accelerator.device), folder / "not_computed.json"
+    if missing:
+        write_json(path, missing)
+    else:
+        path.unlink(missing_ok=True)
     return [("evaluation", time.perf_counter() - begun, "s")]
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    """Prints a line on standard error, however many runs it is true of."""
+    print(reason, file=sys.stderr)
 
 
 def _heed(machine: Machine) -> None:

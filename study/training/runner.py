@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from study import StudyError
-from study.grid.expand import Plan, title
+from study.grid.plan import Plan, title
 from study.grid.schema import Run
 from study.records.declaration import declare
 from study.records.index import finished, status
@@ -82,26 +82,48 @@ def run_grid(plan: Plan, options: Options) -> dict[str, str]:
     images = ImageSets(options.data_root, options.results / "cache")
     for cell in plan.cells:
         images.check(cell.runs[0], processes.world if ddp else 1)
-    ids = {images.identify(run): (title(cell, run), run) for cell, run in plan.runs()}
-    grid = {run_id: run for run_id, (_, run) in ids.items()}
     folder = options.results / "runs"
+    names = {images.identify(run): title(cell, run) for cell, run in plan.runs()}
+    grid = {images.identify(run): run for _, run in sorted(plan.runs(), key=lambda item: _stage(item[1]))}
+    starts = _starts(grid, images, folder)
     if processes.first:
         declare(options.results, plan)
         _clean(grid, folder)
     signals = Signals()
     machine = Machine(images, options.cpu, _workers(options), lambda: signals.requested)
-    with signals.caught(), display(plan.name, {i: name for i, (name, _) in ids.items()}, folder, processes.first):
+    with signals.caught(), display(plan.name, names, folder, processes.first):
         if ddp:
-            return _together(grid, folder, machine, processes)
+            return _together(grid, starts, folder, machine, processes)
         attempts = {run_id: status(folder, run_id).get("attempt", 0) for run_id in grid}
         count = _at_once(options, processes, sum(not finished(folder / run_id) for run_id in grid))
         if count == 1:
-            return _alone(grid, folder, machine, attempts)
-        codes = pack(partial(_take, grid, folder, options, images, attempts), count, signals)
+            return _alone(grid, starts, folder, machine, attempts)
+        codes = pack(partial(_take, grid, starts, folder, options, images, attempts), count, signals)
         ended = {run_id: _ended(folder, run_id, attempts[run_id]) or "interrupted" for run_id in grid}
         if not signals.requested:
             _warn_of_losses(codes, ended)
         return ended
+
+
+def _stage(run: Run) -> int:
+    """How many runs it follows, each the start of the next."""
+    return 1 + _stage(run.start) if isinstance(run.start, Run) else 0
+
+
+def _starts(grid: Mapping[str, Run], images: ImageSets, folder: Path) -> dict[str, str]:
+    """Id of each run that starts from another -> that other's.
+
+    Raises:
+        RecordError: a start is neither part of the grid nor finished; nothing was started.
+    """
+    starts = {run_id: images.identify(run.start) for run_id, run in grid.items() if isinstance(run.start, Run)}
+    for run_id, start in starts.items():
+        if start not in grid and not finished(folder / start):
+            raise RecordError(
+                f"{run_id} starts from {start}, which is not finished in {folder} and no run of this grid "
+                "(its images or its settings may have changed since)"
+            )
+    return starts
 
 
 def _workers(options: Options) -> int:
@@ -132,6 +154,7 @@ def _at_once(options: Options, processes: Processes, left: int) -> int:
 
 def _take(
     grid: dict[str, Run],
+    starts: dict[str, str],
     folder: Path,
     options: Options,
     images: ImageSets,
@@ -139,7 +162,7 @@ def _take(
     stop: Callable[[], bool],
 ) -> None:
     """What one of several processes on a device does."""
-    _alone(grid, folder, Machine(images, options.cpu, _workers(options), stop), attempts)
+    _alone(grid, starts, folder, Machine(images, options.cpu, _workers(options), stop), attempts)
 
 
 def _warn_of_losses(codes: list[int], ended: Mapping[str, str]) -> None:
@@ -154,8 +177,18 @@ def _warn_of_losses(codes: list[int], ended: Mapping[str, str]) -> None:
         )
 
 
-def _alone(grid: dict[str, Run], folder: Path, machine: Machine, attempts: Mapping[str, int]) -> dict[str, str]:
-    """Takes whole runs that nobody else holds, until all have ended; `attempts` counts those before this launch."""
+def _alone(
+    grid: dict[str, Run], starts: Mapping[str, str], folder: Path, machine: Machine, attempts: Mapping[str, int]
+) -> dict[str, str]:
+    """Takes whole runs that nobody else holds, each after its start, until all have ended.
+
+    Args:
+        grid: the runs by id, every start before what starts from it.
+        starts: id -> id of its start.
+        folder: of the run folders.
+        machine: what each run is given.
+        attempts: how often each run was tried before this launch.
+    """
     ended: dict[str, str] = {}
     while len(ended) < len(grid):
         progressed = False
@@ -166,12 +199,23 @@ def _alone(grid: dict[str, Run], folder: Path, machine: Machine, attempts: Mappi
             if state is None and machine.stop():
                 state = "interrupted"
             if state is None:
-                state = _try(run_id, run, folder, machine, attempts[run_id])
+                before = _begun(run_id, starts, folder, ended)
+                if before == "running":
+                    continue
+                state = _try(run_id, run, folder, machine, attempts[run_id], before)
             if state is not None:
                 ended[run_id], progressed = state, True
         if not progressed:
             time.sleep(POLL_S)  # the rest are other processes' runs; should one die, its run is taken over
     return ended
+
+
+def _begun(run_id: str, starts: Mapping[str, str], folder: Path, ended: Mapping[str, str]) -> str:
+    """How the run's start ended: `done` too where it has none, `running` while it has not."""
+    start = starts.get(run_id)
+    if start is None or finished(folder / start):
+        return "done"
+    return ended.get(start, "running")
 
 
 def _ended(folder: Path, run_id: str, attempts_before: int) -> str | None:
@@ -184,22 +228,30 @@ def _ended(folder: Path, run_id: str, attempts_before: int) -> str | None:
     return None
 
 
-def _try(run_id: str, run: Run, folder: Path, machine: Machine, attempts_before: int) -> str | None:
+def _try(run_id: str, run: Run, folder: Path, machine: Machine, attempts_before: int, start: str) -> str | None:
     """Runs it, unless another process holds it (None); the kernel lets go of the lock when a process dies."""
     path = folder / run_id
     path.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(path / ".lock", timeout=0):
-            return _ended(folder, run_id, attempts_before) or _attempt(run, path, machine)
+            state = _ended(folder, run_id, attempts_before)
+            if state is None and start != "done":
+                return _pass_over(run, path, start, first=True)
+            return state or _attempt(run, path, machine)
     except Timeout:
         return None
 
 
-def _together(grid: dict[str, Run], folder: Path, machine: Machine, processes: Processes) -> dict[str, str]:
+def _together(
+    grid: dict[str, Run], starts: Mapping[str, str], folder: Path, machine: Machine, processes: Processes
+) -> dict[str, str]:
     """All processes train one run after the other; the first holds its lock."""
-    ended = {}
+    ended: dict[str, str] = {}
     # what failed before comes last: in shared runs an error may end the launch, and must not keep others from training
-    for run_id, run in sorted(grid.items(), key=lambda item: status(folder, item[0])["state"] == "failed"):
+    failed = {run_id for run_id in grid if status(folder, run_id)["state"] == "failed"}
+    for run_id in grid:  # starts come first
+        failed |= {run_id} if starts.get(run_id) in failed else set()
+    for run_id, run in sorted(grid.items(), key=lambda item: item[0] in failed):
         path = folder / run_id
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / ".lock", timeout=LOCK_PATIENCE_S)
@@ -214,10 +266,21 @@ def _together(grid: dict[str, Run], folder: Path, machine: Machine, processes: P
         try:
             if decision[0] == "held":
                 raise RecordError(f"{run_id} is being trained by another launch on {folder}")
+            before = _begun(run_id, starts, folder, ended)
+            if decision[0] == "run" and before != "done":
+                decision = [_pass_over(run, path, before, processes.first)]
             ended[run_id] = _attempt(run, path, machine, processes) if decision[0] == "run" else decision[0]
         finally:
             lock.release()
     return ended
+
+
+def _pass_over(run: Run, path: Path, start: str, first: bool) -> str:
+    """Notes that a run cannot begin, since the run it starts from ended as `start` says; ends it likewise."""
+    if first:
+        reason = f"the run it starts from {'was interrupted' if start == 'interrupted' else start}"
+        Status(path, run).write(state=start, reason=reason)
+    return start
 
 
 def _attempt(run: Run, path: Path, machine: Machine, processes: Processes | None = None) -> str:

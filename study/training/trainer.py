@@ -21,7 +21,9 @@ from study.evaluation.metrics import score
 from study.evaluation.protocols import prepare
 from study.grid.schema import Run
 from study.models import build
+from study.models.weights import load_weights
 from study.objectives import OBJECTIVES
+from study.objectives.objective import Batch
 from study.objectives.routing import WEIGHT, routing_loss
 from study.records.store import read_table, write_table
 from study.training.checkpoints import load_state, save_state, save_weights
@@ -51,6 +53,7 @@ class Trainer:
         workers: processes that prepare samples; 0 does it between steps.
         on_progress: called at every row of the curve with step, loss and speed.
         stop: asked after every step whether to save and stop.
+        start: weights that the network begins from, instead of its initial ones.
     """
 
     def __init__(
@@ -64,17 +67,23 @@ class Trainer:
         workers: int,
         on_progress: Callable[..., None],
         stop: Callable[[], bool],
+        start: Path | None = None,
     ) -> None:
         self.run, self.folder, self.accelerator = run, folder, accelerator
         self.workers, self.on_progress, self.stop = workers, on_progress, stop
-        self.patches = Patches(train, run.scale, run.data.lr_patch_px, run.data.augment, run.seed)
+        data = run.data
+        self.patches = Patches(train, run.scale, data.lr_patch_px, data.augment, run.seed, degradation=data.degradation)
         self.dtype = torch.float64 if run.optimisation.precision == "fp64" else torch.float32
         self.validation = _centres(validation, run.scale, self.dtype) if accelerator.is_main_process else []
         self.validate_at = validation_steps(run.optimisation, run.evaluation.validations)
 
-        self.network = build(run).to(accelerator.device, self.dtype)
-        self.objective = OBJECTIVES[run.objective.kind](run.objective)
+        self.network = build(run)
+        if start is not None:
+            load_weights(self.network, start)
+        self.network.to(accelerator.device, self.dtype)
         optimisation = run.optimisation
+        self.objective = OBJECTIVES[run.objective.kind](run.objective)
+        self.objective.begin(self.network, optimisation)
         self.average = (
             AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(optimisation.ema_decay))
             if optimisation.ema_decay
@@ -160,8 +169,8 @@ class Trainer:
             last = micro + 1 == optimisation.accumulate
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
-                    sr = self.model(lr.to(self.dtype), keys)
-                loss = self.objective(sr.to(self.dtype), hr.to(self.dtype)) / optimisation.accumulate
+                    samples = Batch(lr.to(self.dtype), hr.to(self.dtype), keys, self.step, optimisation.steps)
+                    loss = self.objective(self.model, samples) / optimisation.accumulate
                 self.accelerator.backward(loss + self._routing(measure and last) / optimisation.accumulate)
             total += loss.detach()
             self.seconds["core"] += time.perf_counter() - begun
@@ -174,6 +183,7 @@ class Trainer:
             norm = torch.nn.utils.get_total_norm(gradients)
         self.optimiser.step()
         self.optimiser.zero_grad()
+        self.objective.settle(self.network, self.step + 1)
         if self.average is not None:
             self.average.update_parameters(self.network)
         self.seconds["core"] += time.perf_counter() - begun
@@ -211,7 +221,7 @@ class Trainer:
         values = {"loss": loss, "learning_rate": learning_rate(self.run.optimisation, self.step - 1)}
         if norm is not None:
             values["gradient_norm"] = float(norm)
-        values |= self.routing | getattr(self.network, "diagnostics", dict)()
+        values |= self.objective.diagnostics() | self.routing | getattr(self.network, "diagnostics", dict)()
         self.rows += [{"step": self.step, "name": name, "value": value} for name, value in values.items()]
         self.window = []
 
@@ -244,6 +254,7 @@ class Trainer:
             "step": self.step,
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "objective": self.objective.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "window": [float(loss) for loss in self.window],
@@ -257,6 +268,7 @@ class Trainer:
             return
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
+        self.objective.load_state_dict(state["objective"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:

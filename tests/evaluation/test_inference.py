@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from study.data.draws import derived, normal
 from study.evaluation.inference import super_resolve, tiles
 
 
@@ -58,6 +59,12 @@ def test_tiles_are_as_few_as_possible():
     assert len(tiles(993, 512, 32)) == 3
 
 
+def test_tiles_of_512_px_overlapping_by_64_are_the_published_stride():
+    assert [(span.start, span.stop) for span in tiles(960, 512, 64)] == [(0, 512), (448, 960)]
+    assert [span.start for span in tiles(1408, 512, 64)] == [0, 448, 896]
+    assert [span.keep_to for span in tiles(1408, 512, 64)] == [480, 928, 1408]
+
+
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 @pytest.mark.parametrize("size", [(70, 131), (131, 20), (64, 65)])
 def test_tiled_equals_whole_for_a_network_that_looks_less_far_than_half_the_overlap(scale, size):
@@ -68,6 +75,56 @@ def test_tiled_equals_whole_for_a_network_that_looks_less_far_than_half_the_over
     assert len(model.inputs) > 1
     assert max(max(sides) for sides in model.inputs) <= 64
     assert {tuple(keys.tolist()) for keys in model.keys} == {(7,)}
+
+
+class Noisy(nn.Module):
+    """Its output is the noise it is given, which has as many channels as two draws."""
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+        self.drawn: list[tuple[int, int, int]] = []
+        self.calls: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
+
+    def noise(self, keys: Tensor, height: int, width: int) -> Tensor:
+        self.drawn.append((int(keys), height, width))
+        return normal(keys, (6, height, width), torch.float64)
+
+    def forward(self, x: Tensor, keys: Tensor, noise: Tensor) -> Tensor:
+        self.calls.append((int(keys), tuple(x.shape), tuple(noise.shape)))
+        assert noise.is_contiguous()
+        return noise[:, 3:]
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("size", [(70, 131), (131, 20)])
+def test_all_tiles_see_one_noise_field(scale, size):
+    lr, model = image(*size), Noisy(scale)
+    tiled = run(model, lr, tile=64, overlap=16)
+    assert len(model.calls) > 1
+    assert model.drawn == [(7, size[0] * scale, size[1] * scale)]
+    for key, lr_shape, noise_shape in model.calls:
+        assert key == 7
+        assert noise_shape == (1, 6, lr_shape[-2] * scale, lr_shape[-1] * scale)
+    assert torch.equal(tiled, run(Noisy(scale), lr))
+    assert torch.equal(tiled, normal(torch.tensor([7]), (6, *tiled.shape[-2:]), torch.float64)[:, 3:])
+
+
+def test_every_view_of_the_self_ensemble_has_its_own_noise():
+    lr, model = image(70, 90), Noisy(1)
+    averaged = run(model, lr, tile=64, overlap=16, ensemble=True)
+    assert len({key for key, _, _ in model.drawn}) == len(model.drawn) == 8
+    assert {key for key, _, _ in model.calls} == {7}  # of priors that draw
+    assert torch.equal(averaged, run(Noisy(1), lr, ensemble=True))
+    assert averaged.var().item() == pytest.approx(1 / 8, rel=0.05)
+    fields = []
+    for turns in range(4):
+        for mirrored in (False, True):
+            size = (70, 90) if turns % 2 == 0 else (90, 70)
+            field = normal(derived(torch.tensor([7]), f"view {turns} {mirrored}"), (6, *size), torch.float64)[:, 3:]
+            turned = torch.rot90(field, -turns, (-2, -1))
+            fields.append(turned.flip(-1) if mirrored else turned)
+    torch.testing.assert_close(averaged, torch.stack(fields).mean(dim=0), rtol=0, atol=1e-15)
 
 
 def test_tiling_is_seen_where_a_network_looks_further():

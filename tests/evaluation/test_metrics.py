@@ -1,15 +1,20 @@
 import math
 import sys
 import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor
+from torchvision.models.vgg import cfgs, make_layers
 
 from study.evaluation import metrics
-from study.evaluation.metrics import MetricUnavailable, require, score, ssim
+from study.evaluation.metrics import MetricUnavailable, find_unavailable, perceptual, require, score, ssim
 from study.grid.schema import Evaluation
 from study.records.schemas import METRIC_UNITS
 
@@ -109,8 +114,29 @@ def test_every_metric_has_a_unit():
     assert set(METRIC_UNITS) == set(declared.__args__[0].__args__)  # type: ignore[union-attr]
 
 
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test asks anew what can be had, and what it has set up serves no other."""
+    monkeypatch.setattr(metrics, "_HOSTS", {})
+    metrics._created.cache_clear()
+    yield
+    metrics._created.cache_clear()
+
+
 def refuse(*_: object, **__: object) -> None:
     raise OSError("no network in tests")
+
+
+def without_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty caches below `folder`, and no network."""
+    require(["psnr"], CPU)
+    import huggingface_hub.constants
+    import pyiqa.utils.download_util as download_util
+
+    monkeypatch.setenv("TORCH_HOME", str(folder))
+    monkeypatch.setattr(download_util, "DEFAULT_CACHE_DIR", str(folder / "hub" / "pyiqa"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder / "hf"))
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
 
 
 @pytest.mark.parametrize(
@@ -125,14 +151,7 @@ def refuse(*_: object, **__: object) -> None:
     ],
 )
 def test_missing_weights_are_named_at_once(metric, file, tmp_path, monkeypatch):
-    require(["psnr"], CPU)
-    import huggingface_hub.constants
-    import pyiqa.utils.download_util as download_util
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(download_util, "DEFAULT_CACHE_DIR", str(tmp_path / "hub" / "pyiqa"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    without_weights(tmp_path, monkeypatch)
     begun = time.perf_counter()
     with pytest.raises(MetricUnavailable, match=f"not computed: weights of {metric} missing, put them at ") as error:
         require([metric], CPU)
@@ -164,11 +183,118 @@ def test_weights_that_are_there_are_used_without_a_question(tmp_path, monkeypatc
     (path,) = metrics._weights("musiq")
     torch.save(MUSIQ(pretrained=False).state_dict(), path)
     sr, hr = pair(3, 64, 64)
-    try:
-        value = score("musiq", sr, hr)
-    finally:
-        metrics._metric.cache_clear()  # the random network must not serve another test
-    assert math.isfinite(value)
+    assert math.isfinite(score("musiq", sr, hr))
+
+
+def test_weights_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    require(["psnr"], CPU)
+    import pyiqa.utils.download_util as download_util
+
+    monkeypatch.setattr(download_util, "DEFAULT_CACHE_DIR", str(tmp_path))
+    (path,) = metrics._weights("musiq")
+    path.write_bytes(b"half a file")
+    with pytest.raises(MetricUnavailable, match="not computed: musiq cannot be set up: "):
+        require(["musiq"], CPU)
+
+
+def test_every_host_is_asked_once_and_not_for_long(tmp_path, monkeypatch):
+    without_weights(tmp_path, monkeypatch)
+    asked: list[tuple[str, float]] = []
+
+    def ask(request: urllib.request.Request, timeout: float) -> None:
+        asked.append((request.host, timeout))
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr("urllib.request.urlopen", ask)
+    for _ in range(3):
+        found = find_unavailable(["psnr", "lpips", "musiq", "swd", "niqe", "diversity"], CPU)
+        assert list(found) == ["lpips", "musiq", "niqe"]
+        with pytest.raises(MetricUnavailable):
+            require(["psnr", "niqe"], CPU)
+    assert asked == [("download.pytorch.org", 5), ("huggingface.co", 5)]
+
+
+def test_what_cannot_be_had_is_not_tried_again(monkeypatch):
+    tried = []
+
+    def refused(metric: str) -> None:
+        tried.append(metric)
+        raise MetricUnavailable(f"not computed: {metric}")
+
+    monkeypatch.setattr(metrics, "_find_weights", refused)
+    for _ in range(3):
+        assert find_unavailable(["ssim", "niqe"], CPU) == {"niqe": "not computed: niqe"}
+        with pytest.raises(MetricUnavailable, match="not computed: niqe\nnot computed: musiq"):
+            find_unavailable(["niqe", "musiq"], CPU)
+    assert tried == ["niqe", "musiq"]
+    assert find_unavailable([], CPU) == {}
+
+
+def test_the_perceptual_loss_names_both_weights_files(tmp_path, monkeypatch):
+    without_weights(tmp_path, monkeypatch)
+    with pytest.raises(MetricUnavailable, match="weights of lpips-vgg missing, put them at ") as error:
+        perceptual(CPU, torch.float32)
+    for name in ("hub/checkpoints/vgg16-397923af.pth", "hub/pyiqa/LPIPS_v0.1_vgg-a78928a0.pth"):
+        assert f"{tmp_path}/{name} (from https://" in str(error.value)
+
+
+def random_vgg(**_: object) -> SimpleNamespace:
+    torch.manual_seed(0)
+    return SimpleNamespace(features=make_layers(cfgs["D"]))
+
+
+@pytest.fixture
+def random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights where pyiqa looks for those of VGG-16 and of the linear layers on it."""
+    without_weights(tmp_path, monkeypatch)
+    from pyiqa.archs import lpips_arch
+
+    monkeypatch.setattr(lpips_arch.models, "vgg16", random_vgg)
+    backbone, linear = metrics._weights("lpips-vgg")
+    for path in (backbone, linear):
+        path.parent.mkdir(parents=True)
+    backbone.touch()  # torchvision would read it; the layers above are random
+    layers = lpips_arch.LPIPS(pretrained=False, net="vgg").state_dict()
+    torch.save({name: value.abs() for name, value in layers.items() if name.startswith("lin")}, linear)
+
+
+@pytest.mark.usefixtures("random_weights")
+def test_the_perceptual_loss_has_the_values_of_pyiqa_and_a_gradient():
+    loss = perceptual(CPU, torch.float32).train()
+    x, y = torch.rand(2, 3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    y[2] = x[2]
+    x.requires_grad_()
+    values = loss(x, y)
+    assert values.shape == (3,)
+    assert values[2] == 0 < values[:2].min()
+    torch.testing.assert_close(values, loss.network(x, y)[:, 0], rtol=1e-5, atol=0)
+    assert torch.equal(values, loss(x, y))  # no dropout, though it was told to train
+    values[1].backward()
+    assert x.grad is not None
+    assert x.grad[[0, 2]].abs().max() == 0 < x.grad[1].abs().max()
+    assert not any(parameter.requires_grad for parameter in loss.parameters())
+
+
+@pytest.mark.usefixtures("random_weights")
+def test_the_perceptual_loss_is_differentiable_where_no_feature_answers():
+    loss = perceptual(CPU, torch.float64)
+    for name, parameter in loss.network.net.named_parameters():  # type: ignore[union-attr]
+        if name.endswith("bias"):
+            parameter.fill_(-1e3)
+    x = torch.rand(1, 3, 16, 16).requires_grad_()
+    loss(x, torch.rand(1, 3, 16, 16)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.usefixtures("random_weights")
+def test_the_perceptual_loss_is_computed_in_its_own_type():
+    x, y = torch.rand(2, 1, 3, 16, 16)
+    assert perceptual(CPU, torch.float64)(x, y).dtype == torch.float64
+    loss = perceptual(CPU, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = loss(x, y)
+    assert torch.equal(inside, loss(x, y))
 
 
 def test_clipiqa_names_the_package_it_lacks(monkeypatch):

@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -6,10 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from study.data.draws import normal
 from study.data.images import ImageSet, open_images
 from study.evaluation import metrics
 from study.evaluation.metrics import MetricUnavailable
-from study.evaluation.rows import evaluate, image_key
+from study.evaluation.protocols import prepare
+from study.evaluation.realism import high_band, spectral_slope, swd
+from study.evaluation.rows import DRAWS, evaluate, image_key, image_tensor, not_computed
 from study.grid.models import Bicubic as BicubicConfig
 from study.grid.schema import Evaluation, Folder
 from study.models.bicubic import Bicubic
@@ -30,6 +35,24 @@ class Nearest(nn.Module):
     def forward(self, x: Tensor, keys: Tensor) -> Tensor:
         self.calls.append((int(keys), x.dtype, self.training, torch.is_inference_mode_enabled()))
         return x.repeat_interleave(self.scale, -1).repeat_interleave(self.scale, -2) + self.offset
+
+
+class Drawing(nn.Module):
+    """Its output is grey plus noise, or else a level of its own for every call."""
+
+    scale = 2
+
+    def __init__(self, levels: tuple[float, ...] = ()) -> None:
+        super().__init__()
+        self.levels = list(levels)
+        self.keys: list[int] = []
+
+    def noise(self, keys: Tensor, height: int, width: int) -> Tensor:
+        return normal(keys, (3, height, width), torch.float32)
+
+    def forward(self, x: Tensor, keys: Tensor, noise: Tensor) -> Tensor:
+        self.keys.append(int(keys))
+        return torch.full_like(noise, self.levels.pop(0)) if self.levels else 0.5 + 0.3 * noise
 
 
 @pytest.fixture
@@ -115,17 +138,84 @@ def test_a_small_image_is_named(tmp_path):
         list(evaluate(Nearest(2), images, "noise", 2, Evaluation(), CPU))
 
 
-def test_an_unavailable_metric_stops_before_anything_runs(images, monkeypatch):
-    monkeypatch.setattr(metrics, "_find_weights", _raise)
-    metrics._metric.cache_clear()
+@pytest.fixture
+def without_weights(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def refuse(metric: str) -> None:
+        if metric in ("niqe", "musiq"):
+            raise MetricUnavailable(f"not computed: weights of {metric} missing")
+
+    metrics._created.cache_clear()
+    monkeypatch.setattr(metrics, "_find_weights", refuse)
+    yield
+    metrics._created.cache_clear()
+
+
+@pytest.mark.usefixtures("without_weights")
+def test_a_metric_that_cannot_be_computed_has_no_rows(images):
+    settings = Evaluation(metrics=("psnr", "niqe", "ssim"), protocols=("rgb",))
+    rows = list(evaluate(Nearest(2), images, "noise", 2, settings, CPU))
+    assert not_computed(settings, CPU) == {"niqe": "not computed: weights of niqe missing"}
+    fewer = Evaluation(metrics=("psnr", "ssim"), protocols=("rgb",))
+    assert rows == list(evaluate(Nearest(2), images, "noise", 2, fewer, CPU))
+    assert not_computed(fewer, CPU) == {}
+
+
+@pytest.mark.usefixtures("without_weights")
+def test_where_no_metric_can_be_computed_nothing_runs(images):
     model = Nearest(2)
-    with pytest.raises(MetricUnavailable):
-        next(evaluate(model, images, "noise", 2, Evaluation(metrics=("psnr", "niqe")), CPU))
+    with pytest.raises(MetricUnavailable, match=r"weights of niqe missing\nnot computed: weights of musiq missing"):
+        next(evaluate(model, images, "noise", 2, Evaluation(metrics=("niqe", "musiq")), CPU))
     assert model.calls == []
 
 
-def _raise(metric: str) -> None:
-    raise MetricUnavailable(f"not computed: {metric}")
+def test_realism_is_measured_once_on_the_rounded_image(images):
+    settings = Evaluation(metrics=("swd", "spectral_slope", "high_band"), protocols=("uint8_y", "float_y"))
+    rows = list(evaluate(Nearest(2), images, "noise", 2, settings, CPU))
+    assert len(rows) == 3 * len(images)
+    lr, hr = (image_tensor(image, CPU, torch.float64) for image in images.pair(0, 2))
+    pair = prepare(Nearest(2)(lr, torch.tensor([0])).detach(), hr, "rgb", 2)
+    found = [(row["protocol"], row["value"]) for row in rows if row["image"] == images.names[0]]
+    assert found == [("rgb", measure(*pair)) for measure in (swd, spectral_slope, high_band)]
+
+
+@pytest.mark.parametrize(
+    ("levels", "deviation"), [((0.2, 0.4, 0.6, 0.8), 0.05**0.5), ((-1, 0.5, 0.5, 2), 0.125**0.5), ((0.3,) * 4, 0)]
+)
+def test_diversity_of_known_levels(levels, deviation, tmp_path):
+    images = photographs(tmp_path, {"one": (40, 50, 3)})
+    (row,) = evaluate(Drawing(levels), images, "noise", 2, Evaluation(metrics=("diversity",)), CPU)
+    assert (row["protocol"], row["metric"]) == ("rgb", "diversity")
+    assert row["value"] == pytest.approx(255 * deviation, abs=1e-5)
+
+
+def test_diversity_is_the_spread_over_four_draws_of_their_own_keys(images):
+    model = Drawing()
+    rows = list(evaluate(model, images, "noise", 2, Evaluation(metrics=("diversity",)), CPU))
+    keys = [[image_key(index, draw) for draw in range(DRAWS)] for index in range(3)]
+    assert DRAWS == 4
+    assert model.keys == list(chain(*keys))
+    assert len(set(model.keys)) == 12
+    assert [image_key(index, 0) for index in range(3)] == [image_key(index) for index in range(3)]
+    for index, row in enumerate(rows):
+        height, width = images.pair(index, 2)[1].shape[:2]
+        noise = normal(torch.tensor(keys[index]), (3, height, width), torch.float32).numpy()
+        outputs = np.clip(0.5 + 0.3 * noise, 0, 1)[..., 2:-2, 2:-2]
+        assert row["value"] == pytest.approx(255 * outputs.std(axis=0).mean(), rel=1e-5)
+
+
+def test_the_other_metrics_measure_the_first_draw(images):
+    alone = list(evaluate(Drawing(), images, "noise", 2, Evaluation(metrics=("psnr",)), CPU))
+    model = Drawing()
+    both = list(evaluate(model, images, "noise", 2, Evaluation(metrics=("psnr", "diversity")), CPU))
+    assert [row for row in both if row["metric"] == "psnr"] == alone
+    assert len(model.keys) == 12
+
+
+def test_a_network_without_noise_has_no_diversity_and_runs_once(images):
+    model = Nearest(2)
+    rows = list(evaluate(model, images, "noise", 2, Evaluation(metrics=("diversity",)), CPU))
+    assert [row["value"] for row in rows] == [0, 0, 0]
+    assert len(model.calls) == 3
 
 
 def test_bicubic_goes_the_same_way(images):
