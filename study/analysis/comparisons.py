@@ -48,8 +48,8 @@ class Comparison:
         margin: equivalence margin; infinite where the metric has none.
         alpha: level of the family.
         power: declared power.
-        share_improved: share of images with a positive mean difference.
-        rank_biserial: effect size over images, −1 to 1.
+        share_improved: share of images that the variant is better on, on average.
+        rank_biserial: effect size over images, −1 to 1, above zero where the variant is better.
         bootstrap: two-level percentile interval, as description.
         detectable: smallest effect the paired t could have found at the declared power, on the family's first step.
         needed: seeds (for `these_weights`: images) that equivalence would need; infinite where none suffice.
@@ -123,6 +123,7 @@ def compare(results: Results, cell: str, reference: str, measure: Measure, claim
             margin, analysis.alpha, analysis.power, comparable=comparable,
         )  # fmt: skip
     test = CLAIMS[claim](values, analysis.alpha, margin)
+    sign = -1 if measure.best == "low" else 1
     spread = list(protocol_means(results, cell, reference, measure).values())
     sd = float(np.std(values.mean(axis=1), ddof=1)) if len(values) > 1 else np.nan
     return Comparison(
@@ -140,8 +141,8 @@ def compare(results: Results, cell: str, reference: str, measure: Measure, claim
         margin,
         analysis.alpha,
         analysis.power,
-        share_improved(values),
-        rank_biserial(values),
+        share_improved(values * sign),
+        rank_biserial(values * sign),
         bootstrap_interval(values, analysis.alpha, BOOTSTRAP_SEED),
         detectable_effect(sd, len(values), analysis.alpha / steps, analysis.power),
         needed_for_equivalence(values, claim, margin, analysis.alpha / steps, analysis.power)

@@ -163,7 +163,7 @@ def draw_quality(results: Results, styles: Mapping[str, Style]) -> Figure | None
         _log_axis(axes, np.concatenate([part[list(points)] for part in (at, low, high)]))
         axes.set_xlabel(label)
     unit = f" ({results.primary.unit})" if results.primary.unit else ""
-    row[0].set_ylabel(f"{results.primary.metric.upper()} on {results.primary.dataset}{unit}")
+    row[0].set_ylabel(f"{results.primary.name} on {results.primary.dataset}{unit}")
     ends = {cell: (panels[-1][0][index], point[0]) for index, (cell, point) in points.items()}
     _label_column(row[-1], ends, labels, styles)
     return figure

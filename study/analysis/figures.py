@@ -4,9 +4,8 @@ A cell keeps its colour, marker and line style in every figure of a report, so t
 """
 
 import io
-import itertools
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from study.analysis.comparisons import CLAIM_NAMES, Comparison
 from study.analysis.results import Measure, Results
-from study.analysis.statistics import Array, mean_interval
+from study.analysis.statistics import mean_interval
 from study.analysis.verdicts import decide, signed
 
 WIDTH_IN = 7.6
 NAMED_IMAGES = 30  # more of them do not fit as labels
 MOST_LOG_TICKS = 7
-POINTS = 100  # of a training curve; more are averaged in bins
 MUTED = "#8a8a93"
 
 Style = dict[str, Any]
@@ -100,7 +98,7 @@ def draw_forest(comparisons: Sequence[Comparison], styles: Mapping[str, Style]) 
     axes.set_ylim(len(comparisons) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     unit = f" ({first.measure.unit})" if first.measure.unit else ""
-    axes.set_xlabel(f"difference in {first.measure.metric.upper()} on {first.measure.dataset}{unit}")
+    axes.set_xlabel(_difference(first.measure, unit))
     claim = CLAIM_NAMES[first.claim]
     kind = "" if first.family else "exploratory, "
     margin = f"; shaded: ±{first.margin:g} {first.measure.unit}" if np.isfinite(first.margin) else ""
@@ -127,55 +125,6 @@ def _forest_row(axes: Axes, y: int, comparison: Comparison, style: Style) -> Non
     axes.plot([test.estimate], [y], linestyle="none", markersize=7, **marker)
 
 
-def draw_training(scalars: pd.DataFrame, styles: Mapping[str, Style], reference_db: float | None = None) -> Figure:
-    """Training loss and validation PSNR against steps: mean over seeds, the band is their range.
-
-    Args:
-        scalars: columns cell, seed, step, name, value.
-        styles: of the cells.
-        reference_db: level of an untrained method on the validation curve, if it has one.
-    """
-    names = {"loss": "training loss", "validation_psnr_y_db": "validation PSNR (dB)"}
-    present = [name for name in names if name in set(scalars["name"])]
-    cells = list(dict.fromkeys(scalars["cell"]))
-    figure = Figure(figsize=(WIDTH_IN, 3.0 + 0.18 * -(-len(cells) // _legend_columns(cells))))
-    panels = figure.subplots(1, len(present), squeeze=False)[0]
-    for axes, name in zip(panels, present, strict=True):
-        for cell, rows in scalars.loc[scalars["name"] == name].groupby("cell", sort=False):
-            _curve(axes, rows, str(cell), styles[str(cell)])
-        if name == "loss":
-            axes.set_yscale("log")
-            few_log_ticks(axes.yaxis)
-        elif reference_db is not None:
-            axes.axhline(reference_db, color=MUTED, linewidth=1, label="bicubic")
-        axes.set(xlabel="optimiser steps", title=names[name])
-    handles, labels = panels[0].get_legend_handles_labels()
-    _legend(figure, handles, labels)
-    return figure
-
-
-def _curve(axes: Axes, rows: pd.DataFrame, cell: str, style: Style) -> None:
-    table = rows.pivot_table(index="step", columns="seed", values="value", aggfunc="last")
-    steps, values = table.index.to_numpy(), table.to_numpy(float)
-    if len(steps) > POINTS:  # mean of each bin, at its last step
-        edges = np.linspace(0, len(steps), POINTS + 1).astype(int)
-        values = np.stack([values[low:high].mean(axis=0) for low, high in itertools.pairwise(edges)])
-        steps = steps[edges[1:] - 1]
-    every = max(1, len(steps) // 6)
-    axes.plot(steps, _over_seeds(np.nanmean, values), label=cell, markevery=(every // 2, every), **style)
-    if values.shape[1] > 1:
-        low, high = _over_seeds(np.nanmin, values), _over_seeds(np.nanmax, values)
-        axes.fill_between(steps, low, high, color=style["color"], alpha=0.16, linewidth=0)
-
-
-def _over_seeds(reduce: Callable[..., Array], values: Array) -> Array:
-    """Reduces (steps, seeds) over the seeds that have come so far; NaN, without a warning, where none has."""
-    present = np.isfinite(values).any(axis=1)
-    result = np.full(len(values), np.nan)
-    result[present] = reduce(np.where(np.isfinite(values), values, np.nan)[present], axis=1)
-    return result
-
-
 def few_log_ticks(axis: Axis) -> None:
     """Plain numbers on a log axis that often spans less than a decade."""
     low, high = axis.get_view_interval()
@@ -184,16 +133,19 @@ def few_log_ticks(axis: Axis) -> None:
         ticks = [m * 10.0**e for e in range(-8, 8) for m in steps if low <= m * 10.0**e <= high]
         if len(ticks) <= MOST_LOG_TICKS:
             break
+    if len(ticks) < 2:
+        ticks = [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
     axis.set_minor_locator(NullLocator())
 
 
-def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    figure.legend(handles, labels, loc="outside lower center", ncols=_legend_columns(labels))
+def place_legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """A legend below all panels."""
+    figure.legend(handles, labels, loc="outside lower center", ncols=legend_columns(labels))
 
 
-def _legend_columns(labels: Sequence[str]) -> int:
+def legend_columns(labels: Sequence[str]) -> int:
     """As many columns as fit, so far as characters tell."""
     longest = max((len(label) for label in labels), default=1)
     return max(1, min(len(labels), 95 // (longest + 7)))
@@ -221,7 +173,7 @@ def draw_images(comparisons: Sequence[Comparison], styles: Mapping[str, Style]) 
         axes.set_ylim(-0.7, len(order) - 0.3)
     first = shown[0]
     unit = f" ({first.measure.unit})" if first.measure.unit else ""
-    figure.supxlabel(f"difference in {first.measure.metric.upper()} on {first.measure.dataset}{unit}", fontsize=9)
+    figure.supxlabel(_difference(first.measure, unit), fontsize=9)
     return figure
 
 
@@ -243,6 +195,11 @@ def _image_panel(axes: Axes, comparison: Comparison, order: Sequence[str], style
     means = comparison.deltas.values.mean(axis=0)
     axes.plot(means, places, linestyle="none", marker=style["marker"], markersize=size, color=style["color"])
     axes.set_title(_wrapped(comparison.label, 28), fontsize=8)
+
+
+def _difference(measure: Measure, unit: str) -> str:
+    lower = ", below 0 is better" if measure.best == "low" else ""
+    return f"difference in {measure.name} on {measure.dataset}{unit}{lower}"
 
 
 def _short(name: str) -> str:
@@ -287,12 +244,12 @@ def draw_counts(results: Results, measure: Measure) -> Figure | None:
     axes.xaxis.set_major_formatter(FixedFormatter([label for label, _ in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
     unit = f" ({measure.unit})" if measure.unit else ""
-    axes.set(xlabel=path, ylabel=f"{measure.metric.upper()} on {measure.dataset}{unit}")
+    axes.set(xlabel=path, ylabel=f"{measure.name} on {measure.dataset}{unit}")
     for name in results.untrained:
         level = results.means(name, measure)
         if len(level):
             axes.axhline(float(level.mean()), color=MUTED, linewidth=1, label=name)
-    _legend(figure, *axes.get_legend_handles_labels())
+    place_legend(figure, *axes.get_legend_handles_labels())
     return figure
 
 

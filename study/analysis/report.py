@@ -14,21 +14,23 @@ from study.analysis import summaries
 from study.analysis.comparisons import Comparison, compare_declared, compare_exploratory
 from study.analysis.complexity import complexity_table, devices, draw_quality
 from study.analysis.crops import draw_crops, read_tiles
+from study.analysis.dynamics import diagnostic_panels, draw_curves, staged, training_panels
 from study.analysis.figures import (
     Picture,
     cell_styles,
     draw_counts,
     draw_forest,
     draw_images,
-    draw_training,
     save_figure,
 )
 from study.analysis.markup import escape_markdown, escape_tex, inline_svg
+from study.analysis.metrics import not_computed, other_metrics_table
+from study.analysis.perception import against_bicubic, draw_plane, realism_measures
 from study.analysis.provenance import provenance_table
 from study.analysis.results import Results
 from study.analysis.tables import Table
-from study.analysis.verdicts import VERDICTS, decide, describe
-from study.grid.expand import Plan
+from study.analysis.verdicts import VERDICTS, decide, describe, listed
+from study.grid.plan import Plan
 from study.records.declaration import changes
 from study.records.store import Records, replace
 
@@ -178,7 +180,8 @@ def _sections(results: Results, comparisons: list[Comparison], runs: Path, folde
     sections = [
         Section("declared", "What was declared", (summaries.declaration_table(results),)),
         _comparison_section(comparisons, styles, folder),
-        _results_section(results),
+        _results_section(results, runs),
+        _perception_section(results, styles, folder),
         Section("noise", "Noise floor", (summaries.noise_table(results),)),
         _complexity_section(results, styles, runs, folder),
         _images_section(comparisons, styles, folder),
@@ -211,7 +214,7 @@ def _comparison_section(comparisons: list[Comparison], styles: dict[str, Any], f
     return Section("comparisons", "Declared comparisons", (forest, table, *([equivalence] if equivalence.rows else [])))
 
 
-def _results_section(results: Results) -> Section:
+def _results_section(results: Results, runs: Path) -> Section:
     table = summaries.results_table(results)
     names = [column.name for column in table.columns]
     below = []
@@ -219,8 +222,27 @@ def _results_section(results: Results) -> Section:
         place = names.index("gain over bicubic")
         below = [str(row[0].value) for row in table.entries() if row[place].suffix == "▼"]
     note = (f"Below bicubic enlargement on the primary dataset: {', '.join(below)}.",) if below else ()
-    other = summaries.other_metrics_table(results)
+    other = other_metrics_table(results, not_computed(results, runs))
     return Section("results", "Results", (*note, table, *([other] if other else [])))
+
+
+def _perception_section(results: Results, styles: dict[str, Any], folder: Path) -> Section:
+    measures = realism_measures(results)
+    figure = draw_plane(results, styles, measures)
+    if figure is None:
+        return Section("perception", "", ())
+    level = 1 - results.plan.grid.analysis.alpha
+    signed = [f"|{measure.name}|" for measure in measures if measure.best == "zero"]
+    caption = (
+        "The perception-distortion plane (Blau & Michaeli, CVPR 2018): mean over seeds, bars: "
+        f"{level:.0%} t interval over seeds. Lower left is better on both: {results.primary} grows to the left, "
+        "and every panel's lower end is the more natural one."
+        f"{f' {listed(signed)}: size of the mean difference to HR.' if signed else ''}"
+    )
+    picture = save_figure(figure, folder, "perception", caption)
+    sentences = against_bicubic(results, measures)
+    note = (f"Means on {results.primary.dataset}; none of it was tested.",) if sentences else ()
+    return Section("perception", "Perception and distortion", (*note, *sentences, picture), exploratory=True)
 
 
 def _complexity_section(results: Results, styles: dict[str, Any], runs: Path, folder: Path) -> Section:
@@ -249,15 +271,26 @@ def _images_section(comparisons: list[Comparison], styles: dict[str, Any], folde
 
 
 def _training_section(results: Results, styles: dict[str, Any], folder: Path) -> Section:
-    scalars = results.rows("scalars")
-    scalars = scalars.loc[scalars["name"].isin(["loss", "validation_psnr_y_db"])]
-    if scalars.empty:
+    scalars, stages = staged(results)
+    panels = training_panels(scalars)
+    if not panels:
         return Section("training", "Training", ("No training curve has been stored yet.",))
+    names = listed([panel.title.removesuffix(" (dB)") for panel in panels])
+    later = " A run that starts from another is drawn after it; a thin line: where that begins, and the scale changes."
     caption = (
-        "Training loss and validation PSNR: mean over seeds, the band is their range. "
+        f"{names[0].upper()}{names[1:]}: mean over seeds, the band is their range. "
         "Validation sees the centres of the first dataset's images; nothing is selected by it."
+        f"{later if stages else ''}"
     )
-    return Section("training", "Training", (save_figure(draw_training(scalars, styles), folder, "training", caption),))
+    blocks = [save_figure(draw_curves(panels, styles, stages), folder, "training", caption)]
+    panels = diagnostic_panels(scalars)
+    if panels:
+        caption = (
+            "What the matching objectives report of themselves: mean over seeds, the band is their range; rms: root "
+            "mean square over an image in [−1, 1]."
+        )
+        blocks.append(save_figure(draw_curves(panels, styles, stages), folder, "diagnostics", caption))
+    return Section("training", "Training", tuple(blocks))
 
 
 def _counts_section(results: Results, folder: Path) -> Section:

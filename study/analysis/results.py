@@ -11,11 +11,34 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from study.analysis.statistics import Array
-from study.grid.expand import Cell, Plan
+from study.analysis.tables import Best
+from study.grid.plan import Cell, Plan
+from study.grid.schema import Run
+from study.records.schemas import METRIC_UNITS
 from study.records.store import RecordError, Records
 
 KEYS = ["cell", "dataset", "protocol", "metric"]
 STATES = ["failed", "interrupted", "running", "pending", "done"]
+# Which end is best, where it is not the high one; signed differences to HR are best at zero.
+BEST: dict[str, Best | None] = {
+    "gmsd": "low",
+    "lpips": "low",
+    "niqe": "low",
+    "swd": "low",
+    "spectral_slope": "zero",
+    "high_band": "zero",
+    "diversity": None,
+}
+FORMATS = {
+    "psnr": ".2f",
+    "musiq": ".2f",
+    "niqe": ".3f",
+    "swd": ".3f",
+    "spectral_slope": "+.3f",
+    "high_band": "+.2f",
+    "diversity": ".3f",
+}
+WORDS = ("spectral_slope", "high_band", "diversity")  # no abbreviations
 
 
 @dataclass(frozen=True)
@@ -28,10 +51,28 @@ class Measure:
 
     @property
     def unit(self) -> str:
-        return "dB" if self.metric == "psnr" else ""
+        return METRIC_UNITS.get(self.metric, "1").replace("1", "")
+
+    @property
+    def name(self) -> str:
+        return self.metric.replace("_", " ") if self.metric in WORDS else self.metric.upper()
+
+    @property
+    def best(self) -> Best | None:
+        """Which end of the metric is best; none where neither is."""
+        return BEST.get(self.metric, "high")
+
+    @property
+    def format(self) -> str:
+        """Format specification of its values."""
+        return FORMATS.get(self.metric, ".4f")
+
+    def text(self, value: float) -> str:
+        """A value with its unit, such as `−0.31 dB`."""
+        return f"{value:{self.format}} {self.unit}".strip().replace("-", "−")
 
     def __str__(self) -> str:
-        return f"{self.metric.upper()} on {self.dataset} ({self.protocol})"
+        return f"{self.name} on {self.dataset} ({self.protocol})"
 
 
 @dataclass(frozen=True)
@@ -94,6 +135,10 @@ class Results:
     def bicubic(self) -> list[str]:
         """Cells of bicubic enlargement, which gains are measured from."""
         return [cell.name for cell in self.plan.cells if cell.runs[0].model.kind == "bicubic"]
+
+    def start(self, run: Run) -> str:
+        """The cell whose run this one begins from; nothing where there is none in the plan."""
+        return next((cell.name for cell in self.plan.cells if run.start is not None and run.start in cell.runs), "")
 
     def runs(self) -> Iterator[tuple[Cell, int, str]]:
         """Every declared run as (cell, seed, run id); a run without an id has the empty one."""

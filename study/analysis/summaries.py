@@ -13,9 +13,9 @@ from study.analysis.results import STATES, Measure, Results
 from study.analysis.statistics import rank_variants
 from study.analysis.tables import Column, Entry, Table, Value
 from study.analysis.verdicts import attainability, decide, digits_of, interval, p_text, signed
-from study.records.schemas import METRIC_UNITS
+from study.grid.plan import Cell
+from study.grid.schema import Run
 
-LOWER_IS_BETTER = {"gmsd", "lpips", "niqe"}
 TONES = {"better": "good", "worse": "bad", "equivalent": "same"}
 COSTS = ("parameters", "multiply_adds_720p")
 
@@ -26,7 +26,8 @@ def declaration_table(results: Results) -> Table:
     analysis = grid.analysis
     pairs = declared_pairs(results)
     trained = [run for cell in results.plan.cells for run in cell.runs if run.model.trained]
-    steps = sorted({(run.optimisation.steps, run.optimisation.batch) for run in trained})
+    runs = [(cell, run) for cell in results.plan.cells for run in cell.runs if run.trains]
+    rules = dict.fromkeys(_stopping_rule(results, cell, run) for cell, run in runs)
     seeds = sorted({run.seed for run in trained})
     correction = f"{analysis.correction.capitalize()} over {len(pairs)}" if analysis.correction != "none" else "none"
     margin = f"{analysis.margin_db:g} dB" if primary.metric == "psnr" else "none (declared in dB, the metric is not)"
@@ -34,20 +35,29 @@ def declaration_table(results: Results) -> Table:
         ("baseline", analysis.baseline),
         ("comparisons", "; ".join(f"{cell} vs {reference}" for cell, reference in pairs) or "none"),
         ("primary dataset", primary.dataset),
-        ("metric", f"{primary.metric.upper()}, protocol {primary.protocol}"),
+        ("metric", f"{primary.name}, protocol {primary.protocol}"),
         ("claim", CLAIM_NAMES[analysis.claim]),
         ("α", f"{analysis.alpha:g}"),
         ("correction", correction),
         ("margin of equivalence", margin),
         ("power", f"{analysis.power:g}"),
         ("seeds", f"{len(seeds)} ({', '.join(map(str, seeds))})" if seeds else "none"),
-        (
-            "stopping rule",
-            "fixed: " + "; ".join(f"{s:,} optimiser steps at batch {b}" for s, b in steps) if steps else "—",
-        ),
+        ("stopping rule", "fixed: " + "; ".join(rules) if rules else "—"),
         ("budget", results.plan.budget or "none"),
     ]
     return Table("declaration", "Declared before the runs.", (Column("what"), Column("value")), tuple(rows))
+
+
+def _stopping_rule(results: Results, cell: Cell, run: Run) -> str:
+    text = f"{run.optimisation.steps:,} optimiser steps at batch {run.optimisation.batch}"
+    if run.start is None:
+        return text
+    start = results.start(run)
+    if not start:
+        return f"{text}, from a run outside this grid"
+    labels = results.cells[start].labels
+    alike = labels == {**cell.labels, "variant": labels.get("variant")}  # on every axis
+    return f"{text}, from {labels['variant'] if alike else start}"
 
 
 def results_table(results: Results, metrics: Sequence[str] = ("psnr", "ssim")) -> Table:
@@ -63,7 +73,7 @@ def results_table(results: Results, metrics: Sequence[str] = ("psnr", "ssim")) -
     gain = replace(results.primary, metric="psnr")
     if results.bicubic and gain in measures:
         columns.append(Column("gain over bicubic", "dB", "+.2f"))
-    columns += [_metric_column(measure) for measure in measures]
+    columns += [metric_column(measure) for measure in measures]
     cost_columns, costs = _costs(results, COSTS)
     columns += cost_columns
     rows = []
@@ -71,7 +81,7 @@ def results_table(results: Results, metrics: Sequence[str] = ("psnr", "ssim")) -
         row: list[Value] = [cell]
         if results.bicubic and gain in measures:
             row.append(_gain(results, cell, gain))
-        row += [_mean(results, cell, measure) for measure in measures]
+        row += [mean_entry(results, cell, measure) for measure in measures]
         row += costs[cell]
         rows.append(tuple(row))
     return Table(
@@ -86,14 +96,13 @@ def results_table(results: Results, metrics: Sequence[str] = ("psnr", "ssim")) -
     )
 
 
-def _metric_column(measure: Measure) -> Column:
-    digits = ".2f" if measure.metric == "psnr" else ".4f"
-    unit = METRIC_UNITS[measure.metric].replace("1", "")
-    best = "low" if measure.metric in LOWER_IS_BETTER else "high"
-    return Column(measure.metric.upper(), unit, digits, best, group=measure.dataset)
+def metric_column(measure: Measure) -> Column:
+    """The column of a metric on a dataset."""
+    return Column(measure.name, measure.unit, measure.format, measure.best, group=measure.dataset)
 
 
-def _mean(results: Results, cell: str, measure: Measure) -> Entry:
+def mean_entry(results: Results, cell: str, measure: Measure) -> Entry:
+    """Mean over images and finished seeds, with their number where something was trained."""
     means = results.means(cell, measure)
     if not len(means):
         return Entry(None)
@@ -250,7 +259,7 @@ def protocol_table(results: Results) -> Table:
     unit = primary.unit
     return Table(
         "protocols",
-        f"Mean difference in {primary.metric.upper()} on {primary.dataset} under every evaluation protocol.",
+        f"Mean difference in {primary.name} on {primary.dataset} under every evaluation protocol.",
         (Column("comparison"), *(Column(name, unit) for name in protocols), Column("spread", unit)),
         tuple(rows),
         ("Spread: largest minus smallest. A level printed elsewhere under another protocol is not comparable.",),
@@ -301,21 +310,3 @@ def ranking_table(results: Results) -> Table | None:
     return Table(
         "ranking", "Mean rank over datasets, 1 is best.", (Column("cell"), Column("mean rank", "", ".2f")), rows, notes
     )
-
-
-def other_metrics_table(results: Results) -> Table | None:
-    """Every stored metric that the main table does not show; None where there is none."""
-    rows = results.rows("images")
-    keys = rows[["dataset", "protocol", "metric"]].drop_duplicates()
-    protocol = results.plan.grid.analysis.protocol
-    wanted = []
-    for dataset, name, metric in keys.itertuples(index=False):
-        best_view = name == protocol or metric not in set(keys[keys["protocol"] == protocol]["metric"])
-        if metric not in ("psnr", "ssim") and best_view:
-            wanted.append(Measure(dataset, name, metric))
-    if not wanted:
-        return None
-    wanted.sort(key=lambda measure: results.datasets.index(measure.dataset))
-    body = tuple((cell, *(_mean(results, cell, measure) for measure in wanted)) for cell in results.cells)
-    columns = (Column("cell"), *(_metric_column(measure) for measure in wanted))
-    return Table("metrics", "Other metrics, mean over images, then over seeds.", columns, body)

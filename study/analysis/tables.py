@@ -12,6 +12,8 @@ from markupsafe import Markup
 
 from study.analysis.markup import Markdown, Tex, escape_markdown, escape_tex
 
+Best = Literal["high", "low", "zero"]
+
 
 @dataclass(frozen=True)
 class Column:
@@ -21,14 +23,14 @@ class Column:
         name: heading.
         unit: printed under or after the heading.
         format: format specification of numbers, such as `.2f`.
-        best: which end is marked, best bold and second underlined.
+        best: which end is marked, best bold and second underlined; `zero`: what lies nearest to it.
         group: heading shared with the neighbours of the same group.
     """
 
     name: str
     unit: str = ""
     format: str = ""
-    best: Literal["high", "low"] | None = None
+    best: Best | None = None
     group: str = ""
 
     @property
@@ -92,6 +94,8 @@ class Table:
             shown = {
                 i: float(format(row[j].value, column.format)) for i, row in enumerate(self.entries()) if _ranks(row[j])
             }
+            if column.best == "zero":
+                shown = {i: abs(value) for i, value in shown.items()}
             ranking = sorted(set(shown.values()), reverse=column.best == "high")
             if len(ranking) > 1:
                 names = dict(zip(ranking, ("best", "second"), strict=False))

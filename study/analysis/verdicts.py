@@ -1,12 +1,14 @@
 """From a comparison's numbers to a verdict and a paragraph in plain words."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from study.analysis.comparisons import CLAIM_NAMES, TEST_NAMES, Comparison
 
 VERDICTS = {
-    "better": "the difference is above zero, beyond chance at the declared level",
-    "worse": "the difference is below zero, beyond chance at the declared level",
+    "better": "the difference is in favour of the first, beyond chance at the declared level",
+    "worse": "the difference is in favour of the second, beyond chance at the declared level",
     "equivalent": "the difference lies inside the declared margin",
     "inconclusive": "neither a difference nor equivalence could be shown",
     "n too small": "the design could not have shown anything, whatever the values",
@@ -29,7 +31,7 @@ def decide(comparison: Comparison) -> str:
     if comparison.p_equivalent <= comparison.alpha:
         return "equivalent"
     if comparison.p_corrected <= comparison.alpha:
-        return "better" if comparison.mean > 0 else "worse"
+        return "better" if (comparison.mean < 0) == (comparison.measure.best == "low") else "worse"
     return "inconclusive"
 
 
@@ -44,6 +46,11 @@ def signed(value: float, unit: str = "", digits: int = 3) -> str:
 def interval(low: float, high: float, digits: int = 3) -> str:
     """An interval such as `[−0.012, +0.074]`, or a dash where there is none."""
     return "—" if np.isnan(low) else f"[{signed(low, digits=digits)}, {signed(high, digits=digits)}]"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words in a row, such as `a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def p_text(p: float) -> str:
@@ -77,7 +84,8 @@ def _absence(comparison: Comparison, verdict: str) -> str:
 def _estimate(comparison: Comparison) -> str:
     digits, unit = digits_of(comparison), comparison.measure.unit
     deltas, test = comparison.deltas, comparison.test
-    text = f"Mean difference {signed(comparison.mean, unit, digits)} in {comparison.measure}"
+    lower = ", where lower is better" if comparison.measure.best == "low" else ""
+    text = f"Mean difference {signed(comparison.mean, unit, digits)} in {comparison.measure}{lower}"
     if not np.isnan(test.low):
         about = ""
         if comparison.claim == "these_weights":

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from study.grid.expand import Plan, load_plan
+from study.grid.expand import load_plan
+from study.grid.plan import Plan
 from study.records.store import Records, write_json
 
 GRID = """
@@ -92,7 +93,7 @@ def draw_study(
                         place = {"run": name, "dataset": dataset, "image": key[1], "protocol": protocol}
                         rows.append({**place, "metric": "psnr", "value": value})
                         rows.append({**place, "metric": "ssim", "value": 0.9 + (value - 27) / 100})
-            if trained:
+            if run.trains:
                 scalars += _curve(name, steps, shift, rng)
                 costs.append({"run": name, "name": "training", "value": 61.0 + rng.normal(), "unit": "s"})
             costs += [

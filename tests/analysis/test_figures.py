@@ -1,20 +1,19 @@
-import math
-
 import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.style import context
 
 from study.analysis.comparisons import compare_declared
 from study.analysis.figures import (
+    MOST_LOG_TICKS,
     NAMED_IMAGES,
-    POINTS,
     cell_styles,
     draw_counts,
     draw_forest,
     draw_images,
-    draw_training,
+    few_log_ticks,
     save_figure,
 )
 from study.analysis.report import REPORTS
@@ -64,36 +63,6 @@ def test_forest_keeps_the_row_of_a_comparison_without_values(tmp_path):
     results = arrange(study)
     axes = draw_forest(compare_declared(results), cell_styles(results)).axes[0]
     assert [text.get_text() for text in axes.texts][2] == "not run"
-
-
-def test_training_curves_average_over_seeds(tmp_path):
-    results = arrange(draw_study(tmp_path))
-    rows = results.rows("scalars")
-    figure = draw_training(rows, cell_styles(results))
-    loss, validation = figure.axes
-    assert (len(loss.lines), len(loss.collections)) == (6, 6)  # a line and a band for each cell
-    mine = rows.query("cell == 'hard, count=8' and name == 'validation_psnr_y_db'")
-    table = mine.pivot_table(index="step", columns="seed", values="value").to_numpy()
-    assert np.allclose(points(validation.lines[0])[1], table.mean(axis=1))
-
-
-def test_long_curves_are_averaged_in_bins_and_gaps_stand(tmp_path):
-    results = arrange(draw_study(tmp_path, GRID.replace("steps: 400", "steps: 4000")))
-    rows = results.rows("scalars")
-    short = rows.query("not (cell == 'hard, count=8' and seed == 1 and step > 2000)")
-    loss = draw_training(short, cell_styles(results)).axes[0]
-    steps, values = points(loss.lines[0])
-    assert len(steps) == POINTS
-    assert np.isfinite(values).all()
-    assert steps[-1] == 4000
-
-
-def test_a_diverged_curve_is_drawn_up_to_its_end(tmp_path):
-    results = arrange(draw_study(tmp_path))
-    rows = results.rows("scalars")
-    rows.loc[(rows["cell"] == "soft, count=8") & (rows["step"] > 200), "value"] = math.inf
-    line = draw_training(rows, cell_styles(results)).axes[0].lines[3]
-    assert np.isfinite(points(line)[1]).sum() == 20
 
 
 def test_images_are_dots_for_each_seed_and_a_mean(tmp_path):
@@ -150,3 +119,14 @@ def test_equal_figures_give_equal_bytes(tmp_path):
     for ending in ("svg", "png", "pdf"):
         assert saved[0].paths[ending].read_bytes() == saved[1].paths[ending].read_bytes()
     assert "<dc:date>" not in saved[0].svg
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.41, 0.43), (0.9, 1.4), (0.01, 30)])
+def test_a_log_axis_has_two_to_seven_ticks(low, high):
+    axes = Figure().subplots()
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    few_log_ticks(axes.yaxis)
+    ticks = axes.get_yticks()
+    assert 2 <= len(ticks) <= MOST_LOG_TICKS
+    assert low <= min(ticks) < max(ticks) <= high

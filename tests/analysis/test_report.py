@@ -9,6 +9,7 @@ import pytest
 from study.analysis import report
 from study.analysis.report import ReportError, build_report
 from study.records.store import read
+from tests.analysis.generative import REASON, draw_generative
 from tests.analysis.synthetic import GRID, draw_study, write_provenance, write_samples
 
 VOID = {"meta", "br", "path", "use", "image", "rect", "link"}
@@ -124,6 +125,26 @@ def test_tables_hold_the_numbers_in_full(finished):
     rows = study.records.images.query("dataset == 'bundled' and protocol == 'uint8_y' and metric == 'psnr'")
     mean = rows[rows["run"] == study.ids["bicubic", 0]]["value"].mean()
     assert table.loc["bicubic", "bundled PSNR (dB)"] == pytest.approx(mean, rel=1e-14)
+
+
+def test_a_generative_grid_has_its_own_sections(tmp_path):
+    study = draw_generative(tmp_path)
+    written = build(study, tmp_path / "out")
+    html, md = written["report.html"].read_text(), written["report.md"].read_text()
+    titles = re.findall(r"<h2>([^<]+?) *<", html)
+    assert titles[3:5] == ["Results", "Perception and distortion"]
+    assert 'Perception and distortion <span class="badge">exploratory' in html
+    assert html.count(REASON) == 1
+    assert html.count('<span class="tone warn">not computed</span>') == 10
+    assert {"figures/perception.svg", "figures/training.svg", "figures/diagnostics.svg"} <= set(written)
+    assert "A run that starts from another is drawn after it" in md
+
+
+def test_a_grid_without_stages_says_nothing_of_them(finished):
+    md = finished[1]["report.md"].read_text()
+    assert "*Training loss and validation PSNR: mean over seeds, the band is their range. Validation sees" in md
+    assert "starts from another" not in md
+    assert "Perception" not in md
 
 
 def test_an_unfinished_grid_says_what_is_missing(unfinished):

@@ -5,6 +5,7 @@ import pytest
 
 from study.analysis.results import Measure, Results
 from study.records.store import RecordError
+from tests.analysis.generative import draw_generative
 from tests.analysis.synthetic import draw_study
 
 PSNR = Measure("bundled", "uint8_y", "psnr")
@@ -76,3 +77,29 @@ def test_the_primary_dataset_is_the_first(study):
     assert arrange(study).primary == PSNR
     assert arrange(study).datasets == ["bundled", "Set5"]
     assert arrange(study).untrained == ["bicubic"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "best", "text"),
+    [
+        ("psnr", "high", "−0.31 dB"),
+        ("swd", "low", "−0.310 levels"),
+        ("spectral_slope", "zero", "−0.310"),
+        ("high_band", "zero", "−0.31 dB"),
+        ("diversity", None, "−0.310 levels"),
+        ("maniqa", "high", "−0.3100"),
+    ],
+)
+def test_a_metric_knows_its_best_end_and_how_it_is_printed(metric, best, text):
+    measure = Measure("Set5", "rgb", metric)
+    assert measure.best == best
+    assert measure.text(-0.31) == text
+
+
+def test_an_evaluated_start_pairs_by_seed(tmp_path):
+    results = arrange(draw_generative(tmp_path))
+    deltas = results.deltas("CT at 4 steps", "CT", PSNR)
+    assert deltas.seeds == (0, 1, 2)
+    assert deltas.values.std(axis=0).min() > 0
+    cells = results.cells
+    assert [results.start(cells[name].runs[1]) for name in ("CT + DTM", "CT at 4 steps", "CT")] == ["CT", "CT", ""]

@@ -11,6 +11,8 @@ from study.analysis.comparisons import compare_declared, compare_exploratory
 from study.analysis.power import detectable_effect
 from study.analysis.results import Measure, Results
 from study.analysis.tables import Table
+from tests.analysis import generative
+from tests.analysis.generative import draw_generative
 from tests.analysis.synthetic import GRID, draw_study
 
 
@@ -151,11 +153,40 @@ def test_ranking_needs_three_cells_and_two_datasets(study, tmp_path):
     assert summaries.ranking_table(arrange(study)) is None
 
 
-def test_other_metrics(study):
-    assert summaries.other_metrics_table(arrange(study)) is None
-    rows = study.records.images.query("metric == 'psnr' and protocol == 'uint8_y'")
-    extra = [rows.assign(metric=name, protocol="rgb") for name in ("lpips", "fsim")]
-    study.records = replace(study.records, images=pd.concat([study.records.images, *extra], ignore_index=True))
-    table = summaries.other_metrics_table(arrange(study))
-    assert table is not None
-    assert [(c.name, c.best) for c in table.columns[1:]] == [("LPIPS", "low"), ("FSIM", "high")] * 2
+def test_stopping_rules_name_the_run_they_start_from(tmp_path):
+    results = arrange(draw_generative(tmp_path))
+    rows = {row[0].value: row[1].value for row in summaries.declaration_table(results).entries()}
+    assert rows["stopping rule"] == (
+        "fixed: 2,000 optimiser steps at batch 32; 160 optimiser steps at batch 32, from CT"
+    )
+
+
+def test_a_start_at_the_same_labels_is_named_by_its_variant(tmp_path):
+    axis = "axes: {optimisation.optimiser.lr: {slow: 1.0e-5, fast: 1.0e-4}}\nreferences:"
+    text = generative.GRID.replace("references:", axis)
+    text = text.replace("baseline: CT", 'baseline: "CT, lr=slow"').partition("  comparisons:")[0]
+    text = text.replace("  CT at 4 steps: {start: CT,", '  CT at 4 steps: {start: "CT, lr=slow",')
+    text = text.replace("optimisation.steps: 0}", "optimisation.steps: 40}")
+    results = arrange(draw_generative(tmp_path, text))
+    rows = {row[0].value: row[1].value for row in summaries.declaration_table(results).entries()}
+    assert rows["stopping rule"] == (
+        "fixed: 2,000 optimiser steps at batch 32; 160 optimiser steps at batch 32, from CT; "
+        "40 optimiser steps at batch 32, from CT; 40 optimiser steps at batch 32, from CT, lr=slow"
+    )
+
+
+def test_a_start_outside_the_grid_is_said_to_be(tmp_path):
+    study = draw_generative(tmp_path)
+    cells = [cell for cell in study.plan.cells if cell.name != "CT"]
+    analysis = study.plan.grid.analysis.model_copy(update={"baseline": "CT + DTM", "comparisons": None})
+    grid = study.plan.grid.model_copy(update={"analysis": analysis})
+    results = arrange(replace(study, plan=replace(study.plan, cells=tuple(cells), grid=grid)))
+    rows = {row[0].value: row[1].value for row in summaries.declaration_table(results).entries()}
+    assert rows["stopping rule"] == "fixed: 160 optimiser steps at batch 32, from a run outside this grid"
+
+
+def test_an_evaluated_start_has_seeds_but_no_costs_of_training(tmp_path):
+    results = arrange(draw_generative(tmp_path))
+    assert column(summaries.noise_table(results), "seeds")["CT at 4 steps"].value == 3
+    assert column(summaries.costs_table(results), "training")["CT at 4 steps"].value is None
+    assert column(summaries.results_table(results), "PSNR")["CT at 4 steps"].suffix == "(n = 3)"

@@ -39,6 +39,12 @@ def test_a_value_alone_has_no_mark():
     assert table.marks() == {}
 
 
+def test_signed_differences_are_best_near_zero():
+    column = Column("high band", "dB", "+.2f", "zero")
+    table = Table("one", "", (column,), ((-0.3,), (0.204,), (-0.196,), (1.0,), (math.nan,)))
+    assert table.marks() == {(1, 0): "best", (2, 0): "best", (0, 0): "second"}
+
+
 def test_html(table):
     html = table.to_html()
     assert '<table id="table-main">' in html

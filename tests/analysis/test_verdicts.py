@@ -126,3 +126,15 @@ def test_signs_and_intervals():
     assert signed(-0.0421, "dB") == "−0.042 dB"
     assert interval(-math.inf, math.inf) == "[−∞, ∞]"
     assert interval(math.nan, 1) == "—"
+
+
+def test_of_a_metric_that_falls_as_images_improve_the_lower_is_better(tmp_path):
+    study = draw_study(tmp_path, FIVE, effects={"soft, count=16": 0.3})
+    analysis = study.plan.grid.analysis.model_copy(update={"metric": "gmsd"})
+    plan = replace(study.plan, grid=study.plan.grid.model_copy(update={"analysis": analysis}))
+    images = study.records.images.replace({"metric": {"psnr": "gmsd"}})
+    found = compare_declared(Results(plan, study.ids, replace(study.records, images=images), study.statuses))[0]
+    assert decide(found) == "worse"
+    assert found.share_improved == 0
+    assert found.rank_biserial == -1
+    assert "in GMSD on bundled (uint8_y), where lower is better" in describe(found)
