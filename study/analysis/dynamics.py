@@ -167,7 +167,7 @@ def _stage_ticks(edges: Array, places: Array) -> list[float]:
     inside = [MaxNLocator(3, steps=[1, 2, 5, 10]).tick_values(*pair) for pair in itertools.pairwise(edges)]
     ticks: list[float] = []
     for tick in (*edges, *(tick for part in inside for tick in part if edges[0] < tick < edges[-1])):
-        rooms = (0.02 + LETTER_SHARE * (len(_short(tick)) + len(_short(other))) / 2 for other in ticks)
+        rooms = (0.035 + LETTER_SHARE * (len(_short(tick)) + len(_short(other))) / 2 for other in ticks)
         place, taken = np.interp(tick, edges, places), np.interp(ticks, edges, places)
         if all(abs(place - other) > room for other, room in zip(taken, rooms, strict=True)):
             ticks.append(float(tick))

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -45,15 +47,22 @@ def distance(results: Results, cell: str, measure: Measure) -> Interval | None:
     return abs(mean), 0.0 if low < 0 < high else min(ends), max(ends)
 
 
+def distortion_measure(results: Results) -> Measure:
+    """The primary measure where it is one of distortion, else PSNR in its place."""
+    primary = results.primary
+    return primary if primary.metric in ("psnr", "ssim", "ssim_pyiqa") else replace(primary, metric="psnr")
+
+
 def draw_plane(results: Results, styles: Mapping[str, Style], measures: Sequence[Measure]) -> Figure | None:
-    """A panel per realism measure over the primary measure, lower left is better on both; None without a point.
+    """A panel per realism measure over the distortion measure, lower left is better on both; None without a point.
 
     Args:
         results: of the grid.
         styles: of the cells.
         measures: the panels.
     """
-    across = {cell: distance(results, cell, results.primary) for cell in results.cells}
+    distortion = distortion_measure(results)
+    across = {cell: distance(results, cell, distortion) for cell in results.cells}
     cells = [cell for cell, x in across.items() if x and any(distance(results, cell, up) for up in measures)]
     if not cells:
         return None
@@ -68,12 +77,12 @@ def draw_plane(results: Results, styles: Mapping[str, Style], measures: Sequence
             x, y = across[cell], distance(results, cell, measure)
             if x and y:
                 _point(axes, x, y, cell, styles[cell])
-        _name_axis(axes, measure)
-    panels[0, 0].invert_xaxis()  # shared by all
-    unit = f" ({results.primary.unit})" if results.primary.unit else ""
+        _zoom(axes, measure)
+    panels[0, 0].set_xlim(*_room([x[0] for x in across.values() if x])[::-1])  # shared by all
+    unit = f" ({distortion.unit})" if distortion.unit else ""
     for axes in panels.flat[len(measures) - columns : len(measures)]:  # the lowest of every column
         axes.tick_params(labelbottom=True)
-        axes.set_xlabel(f"{results.primary.name}{unit}, larger to the left")
+        axes.set_xlabel(f"{distortion.name}{unit}, larger to the left")
     for axes in panels.flat[len(measures) :]:
         axes.set_visible(False)
     place_legend(figure, *_handles(panels.flat))
@@ -96,16 +105,29 @@ def _point(axes: Axes, across: Interval, up: Interval, cell: str, style: Style) 
     axes.plot([x], [y], linestyle="none", label=cell, **style)
 
 
-def _name_axis(axes: Axes, measure: Measure) -> None:
+def _zoom(axes: Axes, measure: Measure) -> None:
+    """Title and range of a panel: room around the marks, whatever the length of the bars of a few seeds."""
     unit = f" ({measure.unit})" if measure.unit else ""
-    if measure.best == "zero":
-        axes.set_ylim(bottom=0)
-        axes.set_title(f"|{measure.name}|{unit}")
-    elif measure.best == "high":
-        axes.invert_yaxis()
+    low, high = _room(
+        [float(np.asarray(line.get_ydata())[0]) for line in axes.lines if line.get_label() in _labels(axes)]
+    )
+    if measure.best == "high":
+        axes.set_ylim(high, low)
         axes.set_title(f"{measure.name}{unit}, larger below")
     else:
-        axes.set_title(f"{measure.name}{unit}")
+        axes.set_ylim(max(low, 0), high)
+        axes.set_title(f"|{measure.name}|{unit}" if measure.best == "zero" else f"{measure.name}{unit}")
+
+
+def _labels(axes: Axes) -> list[str]:
+    return axes.get_legend_handles_labels()[1]
+
+
+def _room(values: Sequence[float]) -> tuple[float, float]:
+    """Range of the values with as much again as they span, or a little where they do not differ."""
+    low, high = min(values), max(values)
+    margin = (high - low) / 2 or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin
 
 
 def _handles(panels: Iterable[Axes]) -> tuple[list[Any], list[str]]:
@@ -146,9 +168,10 @@ def _sentence(results: Results, cell: str, reference: str, measures: Sequence[Me
         return ""
     if not parts["better than bicubic on"]:
         said.insert(0, "better than bicubic on no measure")
-    deltas = results.deltas(cell, reference, results.primary).values
+    distortion = distortion_measure(results)
+    deltas = results.deltas(cell, reference, distortion).values
     if deltas.size:
-        said.append(_distortion(float(deltas.mean()), results.primary))
+        said.append(_distortion(float(deltas.mean()), distortion))
     count = len(results.done(cell))
     n = "" if cell in results.untrained else f" ({count} {'seed' if count == 1 else 'seeds'})"
     return f"{cell}{n}: {'; '.join(said)}."

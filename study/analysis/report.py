@@ -25,7 +25,7 @@ from study.analysis.figures import (
 )
 from study.analysis.markup import escape_markdown, escape_tex, inline_svg
 from study.analysis.metrics import not_computed, other_metrics_table
-from study.analysis.perception import against_bicubic, draw_plane, realism_measures
+from study.analysis.perception import against_bicubic, distortion_measure, draw_plane, realism_measures
 from study.analysis.provenance import provenance_table
 from study.analysis.results import Results
 from study.analysis.tables import Table
@@ -235,8 +235,8 @@ def _perception_section(results: Results, styles: dict[str, Any], folder: Path) 
     signed = [f"|{measure.name}|" for measure in measures if measure.best == "zero"]
     caption = (
         "The perception-distortion plane (Blau & Michaeli, CVPR 2018): mean over seeds, bars: "
-        f"{level:.0%} t interval over seeds. Lower left is better on both: {results.primary} grows to the left, "
-        "and every panel's lower end is the more natural one."
+        f"{level:.0%} t interval over seeds, which may leave the panel. Lower left is better on both: "
+        f"{distortion_measure(results)} grows to the left, and every panel's lower end is the more natural one."
         f"{f' {listed(signed)}: size of the mean difference to HR.' if signed else ''}"
     )
     picture = save_figure(figure, folder, "perception", caption)

@@ -39,17 +39,19 @@ def uniform(words: Tensor) -> Tensor:
 
 
 def normal(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Standard normal numbers from each key (Box and Muller), (B, *shape).
+    """Standard normal numbers from each key (Box and Muller), (B, *shape), none beyond 6.7.
 
     Args:
         keys: int64 (B,).
         shape: of what is drawn for one key.
-        dtype: of the result; the arithmetic is in float64.
+        dtype: of the result, and of the arithmetic where it is float64; of smaller ones it is float32.
     """
     count = math.prod(shape)
-    radius, angle = uniform(hashed(keys, 2 * -(-count // 2))).chunk(2, dim=1)
-    radius, angle = (-2 * radius.log()).sqrt(), 2 * math.pi * angle
-    values = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
+    words = hashed(keys, -(-count // 2))  # of each both halves are used
+    working = torch.promote_types(dtype, torch.float32)
+    radius = ((_shift(words, 32).to(working) + 0.5) * 2.0**-32).log_().mul_(-2).sqrt_()
+    angle = (words & 0xFFFFFFFF).to(working).mul_(2 * math.pi * 2.0**-32)
+    values = torch.cat([radius * angle.cos(), radius * angle.sin_()], dim=1)[:, :count]
     return values.to(dtype).unflatten(1, shape)
 
 

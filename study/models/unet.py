@@ -189,11 +189,10 @@ class UNet(nn.Module):
         sigma = self.noise_level * t.to(x_t.dtype)
         u = (sigma / 0.1)[:, None, None, None]
         total = u.square() + 0.25
+        skip, out = 0.25 / total, u / total.sqrt()
         embedding = self.embedding(_sinusoids((sigma + 0.002).log() / 4, self.config.width))
-        features = self._features(lr, x_t, embedding)
-        if self.config.base == "bicubic":
-            features = features + self.upsampled(lr)
-        return 0.25 / total * x_t + u / total.sqrt() * features
+        clean = skip * x_t + out * self._features(lr, x_t, embedding)
+        return clean + (1 - skip) * self.upsampled(lr) if self.config.base == "bicubic" else clean
 
     def _features(self, lr: Tensor, x_t: Tensor, embedding: Tensor) -> Tensor:
         """F, (B, 3, sh, sw)."""

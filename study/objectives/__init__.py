@@ -2,8 +2,12 @@
 
 from collections.abc import Callable
 
-from study.objectives.adaptive import Adaptive
+import torch
+
+from study.grid import objectives as declared
+from study.objectives.adaptive import Adaptive, Reward
 from study.objectives.consistency import Consistency
+from study.objectives.distances import Measure
 from study.objectives.objective import Objective
 from study.objectives.pixel import L1, Charbonnier
 from study.objectives.trajectory import Trajectory
@@ -15,3 +19,18 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "trajectory": Trajectory,
     "adaptive": Adaptive,
 }
+
+
+def require(objective: declared.Objective) -> None:
+    """Makes sure that an objective has what it needs, before anything is trained.
+
+    Raises:
+        MetricUnavailable: pretrained weights of a distance or of a reward cannot be had.
+    """
+    where = torch.device("cpu"), torch.float32
+    if isinstance(objective, declared.Consistency):
+        Measure(objective.distance, *where)
+    if isinstance(objective, declared.Trajectory):
+        Measure(objective.matching_distance, *where)
+    if isinstance(objective, declared.Adaptive) and objective.judged:
+        Reward(objective, *where)

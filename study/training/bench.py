@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from study.evaluation.complexity import operations
-from study.grid.models import CFSR, IMDN, SPIN, CATANet, Hard, Model, Soft, SoftMoE, Superpixel
+from study.grid.models import CFSR, IMDN, SPIN, CATANet, Hard, Model, Soft, SoftMoE, Superpixel, UNet
+from study.grid.objectives import L1, Consistency, Distance, Objective, Trajectory
 from study.grid.schema import Run
 from study.models import attention, build, layers
 from study.objectives import OBJECTIVES
+from study.objectives.objective import Batch
 from study.records.provenance import describe
 from study.records.store import write_json, write_table
 from study.training.placement import keep_freed_memory
@@ -45,7 +47,22 @@ MODELS: dict[str, Model] = {
     "spin": SPIN(),
     "imdn": IMDN(),
     "cfsr": CFSR(),
+    "unet tiny, CT": (
+        TINY := UNet(
+            width=16, multipliers=(1, 2), blocks=1, window=4, attention_width=16, heads=2, mlp_ratio=2, dropout=0
+        )
+    ),
+    "unet tiny, CT + DTM": TINY,
+    "unet mid, CT": (MID := UNet(width=64, multipliers=(1, 2, 2), blocks=2, attention_width=64, heads=4)),
+    "unet mid, CT + DTM": MID,
 }
+_PLAIN = Distance(kind="charbonnier")  # LPIPS would need weights, and its VGG would be most of the time
+STAGES: dict[str, Objective] = {
+    "CT": Consistency(distance=_PLAIN),
+    "CT + DTM": Trajectory(distance=_PLAIN, matching_distance=Distance(kind="squared")),
+}
+# Forwards in a training step without gradient: the target's, and the frozen network's two.
+EXTRA = {"l1": 0, "consistency": 1, "trajectory": 3}
 SWITCHED = ("catanet, hard", "spin")
 AS_IT_IS, BF16 = "as it is", "bf16"
 
@@ -131,15 +148,15 @@ def save(rows: pd.DataFrame, folder: Path, *, cpu: bool) -> None:
 
 
 def _tasks(name: str, device: torch.device, switches: bool) -> Iterator[Task]:
-    run = Run(scale=SCALE, model=MODELS[name])
+    objective = STAGES.get(name.partition(", ")[2], L1())
+    run = Run(scale=SCALE, model=MODELS[name], objective=objective)
     with torch.device("meta"):
         plain = build(run).eval()
     forward = [2 * sum(_counted(plain, side)) for side in (TRAINING_LR_PX, INFERENCE_LR_PX)]
-    train, infer = _training_step(run, device), _inference(run, device)
-    work = {
-        "training": (train, (1 + BACKWARD) * TRAINING_BATCH * forward[0]),
-        "inference": (infer, forward[1]),
-    }
+    passes = 1 + BACKWARD + EXTRA[objective.kind]
+    work = {"training": (_training_step(run, device), passes * TRAINING_BATCH * forward[0])}
+    if not isinstance(objective, Trajectory):  # the second stage's network is the first one's
+        work["inference"] = _inference(run, device), forward[1]
     for phase, (call, count) in work.items():
         yield Task(name, phase, AS_IT_IS, call, count)
         if switches:
@@ -188,14 +205,17 @@ def _after_the_shuffle(features: Tensor, conv: nn.Conv2d) -> Tensor:
 def _training_step(run: Run, device: torch.device) -> Callable[[], object]:
     network = build(run).to(device).train()
     objective = OBJECTIVES[run.objective.kind](run.objective)
+    objective.begin(network, run.optimisation)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-6, fused=True)
     generator = torch.Generator(device).manual_seed(0)
     side = TRAINING_LR_PX
     lr = torch.rand(TRAINING_BATCH, 3, side, side, device=device, generator=generator)
     hr = torch.rand(TRAINING_BATCH, 3, SCALE * side, SCALE * side, device=device, generator=generator)
 
+    samples = Batch(lr, hr, torch.arange(TRAINING_BATCH, device=device), step=0, steps=run.optimisation.steps)
+
     def step() -> None:
-        objective(network(lr).float(), hr).backward()
+        objective(network, samples).backward()
         optimiser.step()
         optimiser.zero_grad()
 

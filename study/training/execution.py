@@ -32,14 +32,16 @@ from study.grid.schema import SCHEMA_VERSION, Run, Source
 from study.models import build
 from study.models.external import find_weights, placed
 from study.models.weights import load_weights
+from study.objectives import require
 from study.records.provenance import describe, keep
-from study.records.store import RecordError, read_json, replace, write_json, write_table
+from study.records.store import RecordError, read_json, read_table, replace, write_json, write_table
 from study.training.checkpoints import STATE, WEIGHTS
 from study.training.schedule import sample_numbers
 from study.training.trainer import Interrupted, Trainer
 
 MIXED = {"fp32": "no", "fp64": "no", "bf16": "bf16", "fp16": "fp16"}
 WRITE_STATUS_EVERY_S = 0.5
+NOT_COMPUTED = "not_computed.json"
 
 
 class ImageSets:
@@ -83,6 +85,7 @@ class ImageSets:
         Raises:
             DataError: a training image is smaller than the crop, or external weights are missing.
             WeightsError: external weights are not what the run needs.
+            MetricUnavailable: a distance or a reward of the objective needs weights that cannot be had.
             StudyError: the batch does not divide, or the run trains on a set that it is evaluated on.
         """
         if not run.trains:
@@ -92,6 +95,7 @@ class ImageSets:
             next(sample_numbers(run.optimisation, 0, 0, processes))
         except ValueError as error:
             raise StudyError(str(error)) from None
+        require(run.objective)
         train = self[run.data.train]
         for name, source in run.evaluation.datasets.items():
             if self[source].content == train.content:
@@ -184,7 +188,9 @@ def execute(run: Run, folder: Path, machine: Machine, status: Status) -> None:
     for reason in missing.values() if first else ():
         _say_once(reason)
     costs: list[tuple[str, float, str]] = []
-    if run.trains:
+    if run.trains and (folder / WEIGHTS).exists() and not (folder / STATE).exists():
+        costs += _training_costs(folder)  # finished before, and evaluated anew
+    elif run.trains:
         costs += _train(run, folder, machine, accelerator, status if first else None)
     elif run.model.trained and first:
         _adopt(_start(run, folder, machine), folder)
@@ -246,6 +252,22 @@ def _train(
     if accelerator.device.type == "cuda":
         costs.append(("training_peak_memory", float(torch.cuda.max_memory_allocated(accelerator.device)), "B"))
     return costs
+
+
+def _training_costs(folder: Path) -> list[tuple[str, float, str]]:
+    """What was recorded of a training that has ended."""
+    rows = read_table(folder, "costs")
+    rows = rows.loc[rows["name"].str.startswith("training")]
+    return [(str(name), float(value), str(unit)) for name, value, unit in rows.itertuples(index=False)]
+
+
+def lacks_no_longer(run: Run, folder: Path, device: torch.device) -> bool:
+    """Whether a metric that a finished run could not compute can be computed by now."""
+    try:
+        missing = read_json(folder / NOT_COMPUTED)
+    except RecordError:
+        return False
+    return bool(missing.keys() - not_computed(run.evaluation, device).keys())
 
 
 def _start(run: Run, folder: Path, machine: Machine) -> Path | None:
@@ -314,7 +336,7 @@ def _evaluate(
         )
         save_crops(network, images[source], name, run.scale, run.evaluation, accelerator.device, folder / "samples")
     write_table(folder, "images", rows)
-    missing, path = not_computed(run.evaluation, accelerator.device), folder / "not_computed.json"
+    missing, path = not_computed(run.evaluation, accelerator.device), folder / NOT_COMPUTED
     if missing:
         write_json(path, missing)
     else:

@@ -25,7 +25,7 @@ from study.records.index import finished, status
 from study.records.store import RecordError
 from study.training.checkpoints import STATE
 from study.training.display import display
-from study.training.execution import ImageSets, Machine, Status, execute
+from study.training.execution import ImageSets, Machine, Status, execute, lacks_no_longer
 from study.training.placement import (
     Placement,
     Processes,
@@ -88,7 +88,7 @@ def run_grid(plan: Plan, options: Options) -> dict[str, str]:
     starts = _starts(grid, images, folder)
     if processes.first:
         declare(options.results, plan)
-        _clean(grid, folder)
+        _clean(grid, folder, torch.device("cuda" if _on_gpu(options) else "cpu"))
     signals = Signals()
     machine = Machine(images, options.cpu, _workers(options), lambda: signals.requested)
     with signals.caught(), display(plan.name, names, folder, processes.first):
@@ -136,11 +136,13 @@ def _on_gpu(options: Options) -> bool:
     return torch.cuda.is_available() and not options.cpu
 
 
-def _clean(grid: Mapping[str, Run], folder: Path) -> None:
-    """Removes the states of finished runs that a kill left behind."""
-    for run_id in grid:
+def _clean(grid: Mapping[str, Run], folder: Path, device: torch.device) -> None:
+    """Removes states that a kill left in finished runs, and `DONE` of those that can now have a metric they lack."""
+    for run_id, run in grid.items():
         if finished(folder / run_id):
             shutil.rmtree(folder / run_id / STATE.parent, ignore_errors=True)
+            if lacks_no_longer(run, folder / run_id, device):
+                (folder / run_id / "DONE").unlink()  # its network stays: it is only evaluated anew
 
 
 def _at_once(options: Options, processes: Processes, left: int) -> int:

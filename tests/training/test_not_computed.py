@@ -61,13 +61,30 @@ def test_a_run_records_what_was_not_computed_until_it_is(
 
     missing.clear()
     forget()
-    first, other = ended
-    (runs / first / "DONE").unlink()
     assert launch(write_grid, "psnr, gmsd, swd, vif")[0] == ended
-    assert set(read_table(runs / first, "images").metric) == {"psnr", "swd", "gmsd", "vif"}
-    assert not (runs / first / "not_computed.json").exists()
-    assert (runs / other / "not_computed.json").exists()
+    for run_id in ended:
+        assert set(read_table(runs / run_id, "images").metric) == {"psnr", "swd", "gmsd", "vif"}
+        assert not (runs / run_id / "not_computed.json").exists()
     assert "not computed" not in capsys.readouterr().err
+
+
+def test_a_trained_run_gets_what_it_lacks_without_training(
+    write_grid: Write, missing: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = ("protocols: [uint8_y]", "protocols: [uint8_y]\n    metrics: [psnr, gmsd]")
+    root = write_grid("variants: {hard: {}}", ("seeds: 2", "seeds: 1"), changed).parent
+    options = Options(root / "results", root / "images", cpu=True, workers=0)
+    (run_id,) = run_grid(load_plan(root / "grid.yaml"), options)
+    folder = root / "results" / "runs" / run_id
+    before = {name: (folder / name).read_bytes() for name in ("weights.safetensors", "scalars.parquet")}
+    costs = read_table(folder, "costs").set_index("name").value
+    missing.clear()
+    forget()
+    monkeypatch.setattr(execution, "Trainer", None)
+    assert run_grid(load_plan(root / "grid.yaml"), options) == {run_id: "done"}
+    assert set(read_table(folder, "images").metric) == {"psnr", "gmsd"}
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert read_table(folder, "costs").set_index("name").value["training"] == costs["training"]
 
 
 def evaluated(root: Path, *words: str) -> tuple[int, str]:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from study import StudyError
+from study.evaluation import metrics
+from study.evaluation.metrics import MetricUnavailable
 from study.grid.expand import load_plan
 from study.records.index import settle, status
 from study.records.store import RecordError, read_table
@@ -192,3 +194,18 @@ def test_ddp_gives_the_losses_of_one_process_in_both_stages(write_grid: Write) -
         one, two = (read_table(path, "scalars") for path in (folder, both[key]))
         losses = [table[table.name == "loss"].value.tolist() for table in (one, two)]
         assert losses[1] == pytest.approx(losses[0], abs=1e-9)
+
+
+@pytest.mark.parametrize("part", ["distance: {kind: lpips}", "distance: {kind: mixture}"])
+def test_a_distance_without_its_weights_is_refused_before_anything_starts(
+    write_grid: Write, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def refuse(metric: str) -> None:
+        raise MetricUnavailable(f"not computed: weights of {metric} missing")
+
+    metrics.perceptual.cache_clear()
+    monkeypatch.setattr(metrics, "_find_weights", refuse)
+    grid = write_grid("variants: {hard: {}}", (CT[0], CT[1].replace("distance: {kind: charbonnier}", part)), ONE_SEED)
+    with pytest.raises(MetricUnavailable, match="weights of lpips-vgg missing"):
+        run_grid(load_plan(grid), in_process(grid))
+    assert not (grid.parent / "results" / "runs").exists()
