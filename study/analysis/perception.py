@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -108,19 +107,14 @@ def _point(axes: Axes, across: Interval, up: Interval, cell: str, style: Style) 
 def _zoom(axes: Axes, measure: Measure) -> None:
     """Title and range of a panel: room around the marks, whatever the length of the bars of a few seeds."""
     unit = f" ({measure.unit})" if measure.unit else ""
-    low, high = _room(
-        [float(np.asarray(line.get_ydata())[0]) for line in axes.lines if line.get_label() in _labels(axes)]
-    )
+    marks = axes.get_legend_handles_labels()[0]
+    low, high = _room([float(mark.get_ydata()[0]) for mark in marks])  # pyright: ignore[reportAttributeAccessIssue]
     if measure.best == "high":
         axes.set_ylim(high, low)
         axes.set_title(f"{measure.name}{unit}, larger below")
     else:
         axes.set_ylim(max(low, 0), high)
         axes.set_title(f"|{measure.name}|{unit}" if measure.best == "zero" else f"{measure.name}{unit}")
-
-
-def _labels(axes: Axes) -> list[str]:
-    return axes.get_legend_handles_labels()[1]
 
 
 def _room(values: Sequence[float]) -> tuple[float, float]:
