@@ -1,0 +1,23 @@
+"""The command `study`: verbs only. Each imports what it needs, so that judging works without torch."""
+
+import sys
+
+from rich.console import Console
+
+from study import StudyError
+from study.cli import grids, networks
+from study.cli.options import app
+
+__all__ = ["app", "grids", "main", "networks"]
+
+
+def main() -> None:
+    """Runs the command; what its user can put right is one message on standard error and exit code 2."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        Console(stderr=True).print(f"{error}: this verb needs it; `pip install -e .` installs all", style="red")
+        sys.exit(2)
+    except StudyError as error:
+        Console(stderr=True).print(str(error), style="red", highlight=False, markup=False, emoji=False, soft_wrap=True)
+        sys.exit(2)

@@ -1,0 +1,223 @@
+"""Verbs of a grid: plan, run, status, report, data."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from study import StudyError
+from study.cli.options import BudgetName, CpuOnly, DataRoot, GridFile, ResultsFolder, app, out
+from study.grid.expand import load_plan
+from study.grid.plan import Plan, title
+
+if TYPE_CHECKING:
+    from study.training.execution import ImageSets
+
+
+@app.command()
+def plan(
+    grid: GridFile,
+    budget: BudgetName = None,
+    results: ResultsFolder = Path("results"),
+    data_root: DataRoot = Path("datasets"),
+    cpu: CpuOnly = False,
+    time: Annotated[bool, typer.Option(help="time a training step of every network, to estimate the whole")] = True,
+) -> None:
+    """Print every run of a grid, what it costs, and what was declared; train nothing."""
+    from study.data.images import DataError
+    from study.training.estimate import duration, estimate
+    from study.training.execution import ImageSets
+
+    declared = _load(grid, budget, results)
+    images = ImageSets(data_root, results / "cache")
+    estimates = estimate(declared, root=data_root, cpu=cpu, timed=time)
+    view = Table(title=f"{declared.name}: {declared.grid.question}", title_justify="left")
+    for name, justify in (("cell", "left"), ("seed", "right"), ("id", "left"), ("parameters", "right")):
+        view.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
+    view.add_column("multiply-adds", justify="right")
+    view.add_column("time", justify="right")
+    missing: str | None = None
+    for cell, run in declared.runs():
+        try:
+            if missing is None:
+                images.check(run, 1)
+            run_id = images.identify(run)[-10:] if missing is None else "?"
+        except DataError as error:
+            missing, run_id = str(error), "?"
+        cost = estimates[cell.name]
+        seed = "" if "seed" in run.ineffective() else str(run.seed)
+        parameters = "?" if cost.parameters is None else f"{cost.parameters:,}"
+        products = "?" if cost.multiply_adds is None else f"{cost.multiply_adds / 1e9:.2f} G"
+        view.add_row(cell.name, seed, run_id, parameters, products, duration(cost.seconds))
+    out.print(view)
+    count = sum(len(cell.runs) for cell in declared.cells)
+    total = sum(estimates[cell.name].seconds or 0.0 for cell, _ in declared.runs())
+    out.print(
+        f"{count} runs" + (f", about {duration(total)} of training one after the other on this machine" if time else "")
+    )
+    out.print("multiply-adds: convolutions and linear layers for a 1280 x 720 output, attention products left out")
+    _print_analysis(declared)
+    if missing:
+        out.print(f"ids are not known yet: {missing}", style="yellow", highlight=False)
+
+
+def _print_analysis(declared: Plan) -> None:
+    analysis = declared.grid.analysis
+    claims = {
+        "same_images": "retraining, on these images",
+        "new_images": "retraining, and new images",
+        "these_weights": "these trained weights, on new images",
+    }
+    out.print(
+        f"declared: {analysis.metric} ({analysis.protocol}) against {analysis.baseline!r}; claim: "
+        f"{claims[analysis.claim]}; alpha {analysis.alpha}, {analysis.correction}, margin {analysis.margin_db} dB",
+        highlight=False,
+    )
+
+
+@app.command()
+def run(
+    grid: GridFile,
+    budget: BudgetName = None,
+    results: ResultsFolder = Path("results"),
+    data_root: DataRoot = Path("datasets"),
+    placement: Annotated[
+        str,
+        typer.Option(
+            metavar="run-per-process|packed:K|ddp",
+            help="each process takes whole runs, or K at once on its device (small networks), or all share every run",
+        ),
+    ] = "run-per-process",
+    cpu: CpuOnly = False,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="processes per run that prepare samples [default: 0 on a CPU, 4 on a GPU]")
+    ] = None,
+) -> None:
+    """Train and evaluate what is left of a grid. The same command resumes, on one process or many.
+
+    On several GPUs: [bold]accelerate launch -m study run GRID[/bold] or
+    [bold]torchrun --nproc-per-node 8 -m study run GRID[/bold].
+    Exit code: 0 all done, 1 something failed, 130 interrupted.
+    """
+    from study.training.placement import read_placement
+    from study.training.runner import Options, run_grid
+
+    placed = read_placement(placement)
+    declared = _load(grid, budget, results)
+    first = int(os.environ.get("RANK", "0")) == 0
+    ended = run_grid(declared, Options(results, data_root, placed, cpu, workers))
+    if first:
+        _print_end(ended, results, grid, budget)
+    states = set(ended.values())
+    raise typer.Exit(130 if "interrupted" in states else 1 if "failed" in states else 0)
+
+
+def _print_end(ended: dict[str, str], results: Path, grid: Path, budget: str | None) -> None:
+    from study.records.index import status
+
+    for run_id, state in ended.items():
+        if state == "failed":
+            reason = status(results / "runs", run_id).get("reason", "")
+            out.print(f"failed: {run_id}: {reason}", style="red", highlight=False, soft_wrap=True)
+    counts = ", ".join(f"{list(ended.values()).count(state)} {state}" for state in sorted(set(ended.values())))
+    again = "" if budget is None else f" --budget {budget}"
+    again += "" if results == Path("results") else f" --results {results}"
+    verb = "report" if set(ended.values()) == {"done"} else "run"
+    out.print(f"{counts}; runs lie in {results / 'runs'}", highlight=False)
+    out.print(f"next: study {verb} {grid}{again}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def status(grid: GridFile, budget: BudgetName = None, results: ResultsFolder = Path("results")) -> None:
+    """Show the state of every run of a grid, from the results folder alone."""
+    from study.records.index import locate
+    from study.training.display import table
+
+    declared = _load(grid, budget, results)
+    ids = locate(results / "runs", declared)
+    names = {ids.get((cell.name, run.seed), title(cell, run)): title(cell, run) for cell, run in declared.runs()}
+    out.print(table(declared.name, names, results / "runs"))
+
+
+@app.command()
+def report(
+    grid: GridFile,
+    budget: BudgetName = None,
+    results: ResultsFolder = Path("results"),
+    to: Annotated[Path | None, typer.Option("--to", help="folder to write [default: RESULTS/reports/GRID]")] = None,
+) -> None:
+    """Write a grid's report as HTML, Markdown and LaTeX, from parquet alone; torch is not needed."""
+    from study.analysis.report import build_report
+    from study.records.index import locate, status
+    from study.records.store import read
+
+    declared = _load(grid, budget, results)
+    runs = results / "runs"
+    ids = locate(runs, declared)
+    if not ids:
+        raise StudyError(f"{runs} holds no run of {grid}; `study run {grid}` makes them")
+    statuses = {run_id: status(runs, run_id) for run_id in ids.values()}
+    done = [run_id for run_id in ids.values() if statuses[run_id]["state"] == "done"]
+    command = f"study report {grid}" + (f" --budget {budget}" if budget else "")
+    command += "" if results == Path("results") else f" --results {results}"
+    written = build_report(
+        declared, ids, read(runs, done), statuses, runs, to or results / "reports" / declared.name, command
+    )
+    for name in ("report.html", "report.md", "report.tex"):
+        out.print(str(written[name]), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def data(
+    grid: GridFile,
+    budget: BudgetName = None,
+    results: ResultsFolder = Path("results"),
+    data_root: DataRoot = Path("datasets"),
+    samples: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="draw the first training samples as the network gets them")
+    ] = None,
+) -> None:
+    """Open every image set of a grid, fill the cache, and print what is in it."""
+    from study.grid.identity import sources
+    from study.training.execution import ImageSets
+
+    declared = _load(grid, budget, results)
+    images = ImageSets(data_root, results / "cache")
+    view = Table(title=f"{declared.name}: image sets", title_justify="left")
+    for name in ("set", "images", "content"):
+        view.add_column(name, justify="right" if name == "images" else "left")
+    for source in dict.fromkeys(source for _, one in declared.runs() for source in sources(one)):
+        opened = images[source]
+        view.add_row(opened.name, str(len(opened)), opened.fingerprint[:16])
+    out.print(view)
+    if samples is not None:
+        _draw_samples(declared, images, samples)
+
+
+def _draw_samples(declared: Plan, images: "ImageSets", path: Path) -> None:
+    """Draws what the first run that trains begins with."""
+    from study.analysis.patches import Sample, save_samples
+    from study.data.crops import Patches
+
+    run = next((run for _, run in declared.runs() if run.trains), None)
+    if run is None:
+        raise StudyError(f"--samples: no run of {declared.name} trains")
+    given = run.data
+    patches = Patches(
+        images[given.train], run.scale, given.lr_patch_px, given.augment, run.seed, degradation=given.degradation
+    )
+    drawn = []
+    for n in range(12):
+        lr, hr = ((patches[n][name] * 255).round().byte().permute(1, 2, 0).numpy() for name in ("lr", "hr"))
+        drawn.append(Sample(hr, lr, patches.describe(n)))
+    save_samples(drawn, path)
+    out.print(str(path), highlight=False, soft_wrap=True)
+
+
+def _load(grid: Path, budget: str | None, results: Path) -> Plan:
+    """The grid's runs; those that start from a run in the results folder have found it."""
+    from study.records.index import settle
+
+    return settle(load_plan(grid, budget), results / "runs")
