@@ -53,6 +53,10 @@ MODELS: dict[str, Model] = {
         )
     ),
     "unet tiny, CT + DTM": TINY,
+    "unet small, CT": (
+        SMALL := UNet(width=32, multipliers=(1, 2), blocks=1, attention_width=32, heads=2, mlp_ratio=2, dropout=0)
+    ),
+    "unet small, CT + DTM": SMALL,
     "unet mid, CT": (MID := UNet(width=64, multipliers=(1, 2, 2), blocks=2, attention_width=64, heads=4)),
     "unet mid, CT + DTM": MID,
 }
@@ -89,7 +93,7 @@ class Task:
 
 
 def measure(*, cpu: bool, repeats: int, models: list[str], switches: bool) -> pd.DataFrame:
-    """Times the training step and the inference of models, fp32, at the published size, x4.
+    """Times the training step and the inference of networks, fp32, x4.
 
     Args:
         cpu: keep off the GPU.
