@@ -94,4 +94,4 @@ def _reasons(missing: Missing) -> list[str]:
     for reasons in missing.values():
         for metric, reason in reasons.items():
             named.setdefault(reason, {})[Measure("", "", metric).name] = None
-    return [f"Not computed: {', '.join(names)}: {reason.removeprefix('not computed: ')}" for reason, names in named.items()]
+    return [f"Not computed: {', '.join(names)}: {why.removeprefix('not computed: ')}" for why, names in named.items()]

@@ -9,6 +9,8 @@ from study.records.store import RecordError, write_json
 from tests.analysis.generative import REASON, draw_generative
 from tests.analysis.synthetic import draw_study
 
+SAID = REASON.removeprefix("not computed: ")
+
 
 def arrange(study):
     return Results(study.plan, study.ids, study.records, study.statuses)
@@ -52,7 +54,7 @@ def test_what_no_run_could_compute_has_a_column_and_its_reason(study):
     places = [j for j, column in enumerate(found.columns) if column.name == "LPIPS"]
     assert [found.columns[j].group for j in places] == ["bundled", "Set5"]
     assert {row[j].value for row in found.entries() for j in places} == {"not computed"}
-    assert found.notes[1:] == (f"Not computed: LPIPS: {REASON.removeprefix('not computed: ')}",)
+    assert found.notes[1:] == (f"Not computed: LPIPS: {SAID}",)
     assert "spectral slope, high band: difference to HR, zero is best" in found.notes[0]
 
 
@@ -78,7 +80,7 @@ def test_reasons_are_said_once_and_only_of_finished_runs(study):
     assert list(missing["CT"]) == ["lpips"]
     found = table(study)
     assert found is not None
-    assert found.notes[1:] == (f"Not computed: LPIPS: {REASON.removeprefix('not computed: ')}", "Not computed: MUSIQ, MANIQA: no network")
+    assert found.notes[1:] == (f"Not computed: LPIPS: {SAID}", "Not computed: MUSIQ, MANIQA: no network")
     assert "VIF" not in [column.name for column in found.columns]
     musiq = next(j for j, column in enumerate(found.columns) if column.name == "MUSIQ")
     assert [row[musiq].value for row in found.entries()] == [None, "not computed", None, None, None]
