@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from study.cli import app, main
+from study.evaluation import metrics
 from study.grid.schema import Metric, Protocol
 from study.models import MODELS
 from tests.shared import shared
@@ -128,3 +129,20 @@ def test_evaluate_prints_means_as_json(tmp_path: Path) -> None:
         "metric": "psnr",
         "n": 5,
     }
+
+
+def test_a_plan_says_what_keeps_it_from_being_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(metric: str) -> None:
+        raise metrics.MetricUnavailable(f"not computed: weights of {metric} missing")
+
+    metrics.perceptual.cache_clear()
+    monkeypatch.setattr(metrics, "_find_weights", refuse)
+    network = "{kind: unet, width: 8, multipliers: [1], blocks: 1, attention_width: 8, heads: 2}"
+    variants = f"{{CT: {{model: {network}, objective: {{kind: consistency}}}}}}"
+    text = GRID.replace("{hard: {}, soft: {model.assignment: {kind: soft}}}", variants).replace("hard}", "CT}")
+    (tmp_path / "grid.yaml").write_text(text)
+    code, page = invoke("plan", str(tmp_path / "grid.yaml"), "--results", str(tmp_path), "--cpu")
+    assert code == 0
+    assert "cannot be trained here: not computed: weights of lpips-vgg missing" in page
+    assert "3 runs\n" in page
+    assert "?" not in page.split("declared:")[0]

@@ -27,6 +27,7 @@ def plan(
 ) -> None:
     """Print every run of a grid, what it costs, and what was declared; train nothing."""
     from study.data.images import DataError
+    from study.evaluation.metrics import MetricUnavailable
     from study.training.estimate import duration, estimate
     from study.training.execution import ImageSets
 
@@ -39,10 +40,16 @@ def plan(
     view.add_column("multiply-adds", justify="right")
     view.add_column("time", justify="right")
     missing: str | None = None
+    obstacle: str | None = None
     for cell, run in declared.runs():
         try:
-            if missing is None:
+            if missing is None and obstacle is None:
                 images.check(run, 1)
+        except DataError as error:
+            missing = str(error)
+        except MetricUnavailable as error:
+            obstacle = str(error)
+        try:
             run_id = images.identify(run)[-10:] if missing is None else "?"
         except DataError as error:
             missing, run_id = str(error), "?"
@@ -53,14 +60,16 @@ def plan(
         view.add_row(cell.name, seed, run_id, parameters, products, duration(cost.seconds))
     out.print(view)
     count = sum(len(cell.runs) for cell in declared.cells)
-    total = sum(estimates[cell.name].seconds or 0.0 for cell, _ in declared.runs())
-    out.print(
-        f"{count} runs" + (f", about {duration(total)} of training one after the other on this machine" if time else "")
-    )
+    seconds = [estimates[cell.name].seconds for cell, _ in declared.runs()]
+    timed = [value for value in seconds if value is not None]
+    whole = f", about {duration(sum(timed))} of training one after the other on this machine"
+    out.print(f"{count} runs" + (whole if len(timed) == len(seconds) else ""))
     out.print("multiply-adds: convolutions and linear layers for a 1280 x 720 output, attention products left out")
     _print_analysis(declared)
     if missing:
         out.print(f"ids are not known yet: {missing}", style="yellow", highlight=False)
+    if obstacle:
+        out.print(f"cannot be trained here: {obstacle}", style="yellow", highlight=False)
 
 
 def _print_analysis(declared: Plan) -> None:
@@ -72,7 +81,8 @@ def _print_analysis(declared: Plan) -> None:
     }
     out.print(
         f"declared: {analysis.metric} ({analysis.protocol}) against {analysis.baseline!r}; claim: "
-        f"{claims[analysis.claim]}; alpha {analysis.alpha}, {analysis.correction}, margin {analysis.margin_db} dB",
+        f"{claims[analysis.claim]}; alpha {analysis.alpha}, {analysis.correction}"
+        + (f", margin {analysis.margin_db} dB" if analysis.metric == "psnr" else ""),
         highlight=False,
     )
 

@@ -8,6 +8,7 @@ import torch
 
 from study.data.decoding import DataError
 from study.evaluation.complexity import multiply_adds, parameters
+from study.evaluation.metrics import MetricUnavailable
 from study.grid.identity import specification
 from study.grid.plan import Plan
 from study.grid.schema import Run
@@ -78,8 +79,11 @@ def _size(run: Run, root: Path) -> tuple[int, int] | tuple[None, None]:
     return parameters(network), multiply_adds(run)
 
 
-def _step_seconds(run: Run, cpu: bool) -> float:
-    """Seconds of one optimiser step at the declared batch; the second of two, scaled up from a small batch on a CPU."""
+def _step_seconds(run: Run, cpu: bool) -> float | None:
+    """Seconds of one optimiser step at the declared batch; the second of two, scaled up from a small batch on a CPU.
+
+    None where the objective lacks pretrained weights.
+    """
     if not run.trains:
         return 0.0
     device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
@@ -87,7 +91,10 @@ def _step_seconds(run: Run, cpu: bool) -> float:
     batch = micro if device.type == "cuda" else min(micro, CPU_BATCH)
     network = build(run).to(device).train()
     objective = OBJECTIVES[run.objective.kind](run.objective)
-    objective.begin(network, run.optimisation)
+    try:
+        objective.begin(network, run.optimisation)
+    except MetricUnavailable:  # whoever runs it is told
+        return None
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-6, fused=True)
     side = run.data.lr_patch_px
     generator = torch.Generator().manual_seed(0)
