@@ -3,9 +3,13 @@
 import pytest
 import torch
 
-from study.grid.models import CATANet, FrequencyPrior, Hard, Prototypes, Soft
-from study.grid.schema import Run
+from study.data.draws import hashed, normal
+from study.grid.models import CATANet, FrequencyPrior, Hard, Prototypes, Soft, UNet
+from study.grid.objectives import Adaptive, Consistency, Distance, Trajectory
+from study.grid.schema import Optimisation, Run
 from study.models import build
+from study.objectives import OBJECTIVES
+from study.objectives.objective import Batch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,3 +49,43 @@ def test_bf16_step_is_finite_and_near_fp32(assignment: Hard | Soft) -> None:
             rough = model(x).float()
     assert torch.isfinite(rough).all()
     assert (rough - exact).abs().mean() < 0.02 * exact.std()
+
+
+PLAIN = Distance(kind="charbonnier")
+GENERATIVE = [
+    Consistency(distance=PLAIN, target_ema=0.9),
+    Trajectory(distance=PLAIN, matching_distance=PLAIN),
+    Adaptive(distance=PLAIN, matching_distance=PLAIN, reward="charbonnier", draws=2),
+]
+
+
+def test_draws_are_those_of_the_cpu() -> None:
+    keys = torch.arange(-3, 4)
+    assert torch.equal(hashed(keys.cuda(), 99).cpu(), hashed(keys, 99))
+    torch.testing.assert_close(
+        normal(keys.cuda(), (3, 9, 9), torch.float64).cpu(), normal(keys, (3, 9, 9), torch.float64)
+    )
+
+
+@pytest.mark.parametrize("objective", GENERATIVE, ids=lambda o: o.kind)
+def test_two_float64_steps_of_one_step_generation_agree_with_the_cpu(objective: Consistency) -> None:
+    size = UNet(width=16, multipliers=(1, 2), blocks=1, window=4, attention_width=16, heads=2, mlp_ratio=2, dropout=0)
+    run = Run(scale=2, model=size, objective=objective)
+    images = torch.Generator().manual_seed(0)
+    lr, hr = (torch.rand(2, 3, side, side, generator=images, dtype=torch.float64) for side in (12, 24))
+    results = []
+    for device in ("cpu", "cuda"):
+        model = build(run).to(device, torch.float64).train()
+        loss = OBJECTIVES[objective.kind](objective)
+        loss.begin(model, Optimisation())
+        optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+        values = []
+        for step in range(2):
+            total = loss(model, Batch(lr.to(device), hr.to(device), torch.arange(2, device=device), step, 2))
+            total.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            loss.settle(model, step + 1)
+            values += [total.item(), *loss.diagnostics().values()]
+        results.append(values)
+    assert results[1] == pytest.approx(results[0], rel=1e-6)
