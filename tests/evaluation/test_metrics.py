@@ -230,6 +230,14 @@ def test_what_cannot_be_had_is_not_tried_again(monkeypatch):
     assert find_unavailable([], CPU) == {}
 
 
+@pytest.fixture(autouse=True)
+def forget_networks() -> Iterator[None]:
+    """A network with made-up weights must not be another test's."""
+    perceptual.cache_clear()
+    yield
+    perceptual.cache_clear()
+
+
 def test_the_perceptual_loss_names_both_weights_files(tmp_path, monkeypatch):
     without_weights(tmp_path, monkeypatch)
     with pytest.raises(MetricUnavailable, match="weights of lpips-vgg missing, put them at ") as error:

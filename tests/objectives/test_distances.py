@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from study.evaluation import metrics
 from study.evaluation.metrics import MetricUnavailable
 from study.grid.objectives import Distance
 from study.objectives import distances
@@ -74,8 +75,7 @@ def test_a_mixture_is_a_share_of_lpips_and_the_rest_of_charbonnier() -> None:
 
 @pytest.mark.parametrize("kind", ["lpips", "mixture"])
 def test_lpips_without_its_weights_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from study.evaluation import metrics
-
+    metrics.perceptual.cache_clear()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(metrics, "_answers", lambda url: False)
     with pytest.raises(MetricUnavailable, match="vgg16"):
