@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.progress import track
 
 from study.data.decoding import DataError
 from study.evaluation.complexity import multiply_adds, parameters
@@ -57,7 +59,8 @@ def estimate(plan: Plan, *, root: Path, cpu: bool, timed: bool) -> dict[str, Est
     """
     known: dict[str, tuple[int | None, int | None, float | None]] = {}
     estimates = {}
-    for cell in plan.cells:
+    shown = Console(stderr=True)
+    for cell in track(plan.cells, "timing a step of every network", console=shown, transient=True, disable=not timed):
         run = cell.runs[0]
         alike = run.model_copy(update={"evaluation": type(run.evaluation)(), "seed": 0, "start": None})
         key = specification(alike)
