@@ -175,7 +175,7 @@ def comparison_table(comparisons: Sequence[Comparison], name: str, caption: str)
         rows.append(tuple(row))
     notes = (
         "Interval: of the named claim's test, not corrected for the number of comparisons.",
-        "Improved: share of images with a positive mean difference. Bootstrap: seeds and images resampled, as "
+        "Improved: share of images that the first is better on, on average. Bootstrap: seeds and images resampled, as "
         "description only; it is too narrow at few seeds.",
     )
     return Table(name, caption, tuple(columns), tuple(rows), notes)
