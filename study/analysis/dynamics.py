@@ -30,7 +30,6 @@ DIAGNOSTICS = {
     "advantage_std": "advantage (sd)",
     "forbidden_share": "forbidden zone (share)",
     "fake_loss": "loss of the fake network",
-    "target_gap": "gap to the target network",
 }
 LINEAR = (VALIDATION, "clipped_share", "advantage_std", "forbidden_share")
 

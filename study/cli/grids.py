@@ -220,7 +220,8 @@ def _draw_samples(declared: Plan, images: "ImageSets", path: Path) -> None:
     )
     drawn = []
     for n in range(12):
-        lr, hr = ((patches[n][name] * 255).round().byte().permute(1, 2, 0).numpy() for name in ("lr", "hr"))
+        sample = patches[n]
+        lr, hr = ((sample[name] * 255).round().byte().permute(1, 2, 0).numpy() for name in ("lr", "hr"))
         drawn.append(Sample(hr, lr, patches.describe(n)))
     save_samples(drawn, path)
     out.print(str(path), highlight=False, soft_wrap=True)

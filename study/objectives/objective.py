@@ -1,5 +1,6 @@
 """What every objective is to the training loop."""
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -25,15 +26,15 @@ class Batch(NamedTuple):
     steps: int
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """A loss of a network on a batch; one that keeps networks of its own has them in its state dict."""
 
     def begin(self, network: nn.Module, optimisation: Optimisation) -> None:
         """Called once, when the network has its first weights and is on its device."""
 
+    @abstractmethod
     def forward(self, network: nn.Module, batch: Batch) -> Tensor:
         """The loss, a scalar of the type of `batch.hr`; `network` may be wrapped for several processes."""
-        raise NotImplementedError
 
     def settle(self, network: nn.Module, step: int) -> None:
         """Called with the bare network after optimiser step `step` (the first is 1)."""

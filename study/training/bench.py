@@ -37,6 +37,9 @@ MATRIX_PX = 2048
 BACKWARD = 2  # times the operations of a forward: one product for the gradient of each factor
 SCALE = 4
 
+TINY = UNet(width=16, multipliers=(1, 2), blocks=1, window=4, attention_width=16, heads=2, mlp_ratio=2, dropout=0)
+SMALL = UNet(width=32, multipliers=(1, 2), blocks=1, attention_width=32, heads=2, mlp_ratio=2, dropout=0)
+MID = UNet(width=64, multipliers=(1, 2, 2), blocks=2, attention_width=64, heads=4)
 MODELS: dict[str, Model] = {
     "catanet, hard": CATANet(assignment=Hard()),
     "catanet, soft dense": CATANet(assignment=Soft()),
@@ -47,17 +50,11 @@ MODELS: dict[str, Model] = {
     "spin": SPIN(),
     "imdn": IMDN(),
     "cfsr": CFSR(),
-    "unet tiny, CT": (
-        TINY := UNet(
-            width=16, multipliers=(1, 2), blocks=1, window=4, attention_width=16, heads=2, mlp_ratio=2, dropout=0
-        )
-    ),
+    "unet tiny, CT": TINY,
     "unet tiny, CT + DTM": TINY,
-    "unet small, CT": (
-        SMALL := UNet(width=32, multipliers=(1, 2), blocks=1, attention_width=32, heads=2, mlp_ratio=2, dropout=0)
-    ),
+    "unet small, CT": SMALL,
     "unet small, CT + DTM": SMALL,
-    "unet mid, CT": (MID := UNet(width=64, multipliers=(1, 2, 2), blocks=2, attention_width=64, heads=4)),
+    "unet mid, CT": MID,
     "unet mid, CT + DTM": MID,
 }
 _PLAIN = Distance(kind="charbonnier")  # LPIPS would need weights, and its VGG would be most of the time

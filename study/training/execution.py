@@ -188,7 +188,8 @@ def execute(run: Run, folder: Path, machine: Machine, status: Status) -> None:
     for reason in missing.values() if first else ():
         _say_once(reason)
     costs: list[tuple[str, float, str]] = []
-    if run.trains and (folder / WEIGHTS).exists() and not (folder / STATE).exists():
+    recorded = all((folder / name).exists() for name in (WEIGHTS, "scalars.parquet", "costs.parquet"))
+    if run.trains and recorded and not (folder / STATE).exists():
         costs += _training_costs(folder)  # finished before, and evaluated anew
     elif run.trains:
         costs += _train(run, folder, machine, accelerator, status if first else None)

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.lines import Line2D
 from PIL import Image
 
+from study.analysis.results import Results
 from study.grid.expand import load_plan
 from study.grid.plan import Plan
 from study.records.store import Records, write_json
@@ -130,6 +132,16 @@ def _curve(run: str, steps: int, shift: float, rng: np.random.Generator) -> list
             value = 28 + shift * (1 - np.exp(-step / 120))
             rows.append({"run": run, "step": step, "name": "validation_psnr_y_db", "value": value})
     return rows
+
+
+def arrange(study: Study) -> Results:
+    """The study as the analysis takes it."""
+    return Results(study.plan, study.ids, study.records, study.statuses)
+
+
+def points(line: Line2D) -> tuple[np.ndarray, np.ndarray]:
+    """(x, y) of a drawn line."""
+    return np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
 
 
 def write_samples(

@@ -4,13 +4,9 @@ import numpy as np
 import pytest
 
 from study.analysis.comparisons import compare, compare_declared, compare_exploratory, declared_pairs
-from study.analysis.results import Measure, Results
+from study.analysis.results import Measure
 from study.analysis.statistics import paired_t
-from tests.analysis.synthetic import GRID, draw_study
-
-
-def arrange(study):
-    return Results(study.plan, study.ids, study.records, study.statuses)
+from tests.analysis.synthetic import GRID, arrange, draw_study
 
 
 def test_the_family_is_corrected_together(tmp_path):

@@ -1,35 +1,23 @@
 from dataclasses import replace
 from itertools import pairwise
 
-import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.style import context
 
 from study.analysis.complexity import MEASURED, complexity_table, devices, draw_quality
 from study.analysis.figures import cell_styles
-from study.analysis.report import REPORTS
-from study.analysis.results import Results
 from study.analysis.statistics import mean_interval
-from tests.analysis.synthetic import GRID, draw_study, write_provenance
+from tests.analysis.synthetic import GRID, arrange, draw_study, write_provenance
 
-
-@pytest.fixture(autouse=True)
-def style():
-    with mpl.rc_context(), context(["default", REPORTS / "study.mplstyle"]):
-        yield
+pytestmark = pytest.mark.usefixtures("style")
 
 
 @pytest.fixture
 def study(tmp_path):
     return draw_study(tmp_path)
-
-
-def arrange(study):
-    return Results(study.plan, study.ids, study.records, study.statuses)
 
 
 def change(study, keep):

@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 
 from study.analysis.crops import Tile, colour_prototypes, draw_crops, read_tiles
-from study.analysis.results import Results
 from study.records.store import RecordError
-from tests.analysis.synthetic import draw_study, write_samples
+from tests.analysis.synthetic import arrange, draw_study, write_samples
 
 
 @pytest.fixture
@@ -12,10 +11,6 @@ def study(tmp_path):
     study = draw_study(tmp_path)
     write_samples(study)
     return study
-
-
-def arrange(study):
-    return Results(study.plan, study.ids, study.records, study.statuses)
 
 
 def test_tiles_run_from_input_to_truth(study):

@@ -1,10 +1,8 @@
 import math
 from itertools import pairwise
 
-import matplotlib as mpl
 import numpy as np
 import pytest
-from matplotlib.style import context
 
 from study.analysis.dynamics import (
     POINTS,
@@ -15,34 +13,19 @@ from study.analysis.dynamics import (
     training_panels,
 )
 from study.analysis.figures import cell_styles
-from study.analysis.report import REPORTS
-from study.analysis.results import Results
 from study.grid.models import UNet
 from study.grid.objectives import Adaptive, Consistency, Trajectory
 from study.grid.schema import Optimisation, Run
 from tests.analysis import generative
 from tests.analysis.generative import draw_generative
-from tests.analysis.synthetic import GRID, draw_study
+from tests.analysis.synthetic import GRID, arrange, draw_study, points
 
-
-@pytest.fixture(autouse=True)
-def style():
-    with mpl.rc_context(), context(["default", REPORTS / "study.mplstyle"]):
-        yield
-
-
-def arrange(study):
-    return Results(study.plan, study.ids, study.records, study.statuses)
+pytestmark = pytest.mark.usefixtures("style")
 
 
 def draw(results, scalars=None, panels=training_panels):
     own, stages = staged(results)
     return draw_curves(panels(own if scalars is None else scalars), cell_styles(results), stages)
-
-
-def points(line):
-    """(x, y) of a drawn line."""
-    return np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
 
 
 def curves(axes):

@@ -1,9 +1,7 @@
-import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.style import context
 
 from study.analysis.comparisons import compare_declared
 from study.analysis.figures import (
@@ -16,24 +14,9 @@ from study.analysis.figures import (
     few_log_ticks,
     save_figure,
 )
-from study.analysis.report import REPORTS
-from study.analysis.results import Results
-from tests.analysis.synthetic import GRID, draw_study
+from tests.analysis.synthetic import GRID, arrange, draw_study, points
 
-
-@pytest.fixture(autouse=True)
-def style():
-    with mpl.rc_context(), context(["default", REPORTS / "study.mplstyle"]):
-        yield
-
-
-def arrange(study):
-    return Results(study.plan, study.ids, study.records, study.statuses)
-
-
-def points(line):
-    """(x, y) of a drawn line."""
-    return np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
+pytestmark = pytest.mark.usefixtures("style")
 
 
 def test_cells_differ_in_colour_and_marker(tmp_path):

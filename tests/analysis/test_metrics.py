@@ -4,16 +4,12 @@ import pandas as pd
 import pytest
 
 from study.analysis.metrics import not_computed, other_metrics_table, stored_measures
-from study.analysis.results import Measure, Results
+from study.analysis.results import Measure
 from study.records.store import RecordError, write_json
 from tests.analysis.generative import REASON, draw_generative
-from tests.analysis.synthetic import draw_study
+from tests.analysis.synthetic import arrange, draw_study
 
 SAID = REASON.removeprefix("not computed: ")
-
-
-def arrange(study):
-    return Results(study.plan, study.ids, study.records, study.statuses)
 
 
 def table(study):

@@ -1,36 +1,25 @@
 from dataclasses import replace
 from itertools import product
 
-import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.style import context
 
 from study.analysis.figures import cell_styles
 from study.analysis.perception import against_bicubic, distance, draw_plane, realism_measures
-from study.analysis.report import REPORTS
-from study.analysis.results import Measure, Results
+from study.analysis.results import Measure
 from study.analysis.statistics import mean_interval
 from tests.analysis.generative import GRID, draw_generative
-from tests.analysis.synthetic import draw_study
+from tests.analysis.synthetic import arrange, draw_study
+
+pytestmark = pytest.mark.usefixtures("style")
 
 BAND = Measure("bundled", "rgb", "high_band")
-
-
-@pytest.fixture(autouse=True)
-def style():
-    with mpl.rc_context(), context(["default", REPORTS / "study.mplstyle"]):
-        yield
 
 
 @pytest.fixture
 def study(tmp_path):
     return draw_generative(tmp_path)
-
-
-def arrange(study):
-    return Results(study.plan, study.ids, study.records, study.statuses)
 
 
 def draw(study) -> Figure:

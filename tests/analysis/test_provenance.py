@@ -1,10 +1,5 @@
 from study.analysis.provenance import provenance_table
-from study.analysis.results import Results
-from tests.analysis.synthetic import draw_study, write_provenance
-
-
-def arrange(study):
-    return Results(study.plan, study.ids, study.records, study.statuses)
+from tests.analysis.synthetic import arrange, draw_study, write_provenance
 
 
 def test_what_runs_agree_on_is_said_once(tmp_path):

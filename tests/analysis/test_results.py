@@ -3,10 +3,10 @@ import math
 import numpy as np
 import pytest
 
-from study.analysis.results import Measure, Results
+from study.analysis.results import Measure
 from study.records.store import RecordError
 from tests.analysis.generative import draw_generative
-from tests.analysis.synthetic import draw_study
+from tests.analysis.synthetic import arrange, draw_study
 
 PSNR = Measure("bundled", "uint8_y", "psnr")
 
@@ -14,10 +14,6 @@ PSNR = Measure("bundled", "uint8_y", "psnr")
 @pytest.fixture
 def study(tmp_path):
     return draw_study(tmp_path, images=4)
-
-
-def arrange(study):
-    return Results(study.plan, study.ids, study.records, study.statuses)
 
 
 def test_deltas_are_paired_by_seed_and_image(study):

@@ -9,20 +9,16 @@ import pytest
 from study.analysis import summaries
 from study.analysis.comparisons import compare_declared, compare_exploratory
 from study.analysis.power import detectable_effect
-from study.analysis.results import Measure, Results
+from study.analysis.results import Measure
 from study.analysis.tables import Table
 from tests.analysis import generative
 from tests.analysis.generative import draw_generative
-from tests.analysis.synthetic import GRID, draw_study
+from tests.analysis.synthetic import GRID, arrange, draw_study
 
 
 @pytest.fixture
 def study(tmp_path):
     return draw_study(tmp_path, effects={"soft, count=16": 0.1, "hard, count=8": -0.9})
-
-
-def arrange(study):
-    return Results(study.plan, study.ids, study.records, study.statuses)
 
 
 def column(table: Table, name: str) -> dict[Any, Any]:
