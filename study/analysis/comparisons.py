@@ -1,11 +1,11 @@
 """The comparisons of a study: those declared beforehand as one corrected family, all others as exploration."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from study.analysis.power import detectable_effect, needed_for_equivalence
+from study.analysis.power import detectable_difference, measure_spread, needed_for_difference, needed_for_equivalence
 from study.analysis.results import Deltas, Measure, Results
 from study.analysis.statistics import (
     CLAIMS,
@@ -51,8 +51,9 @@ class Comparison:
         share_improved: share of images that the variant is better on, on average.
         rank_biserial: effect size over images, −1 to 1, above zero where the variant is better.
         bootstrap: two-level percentile interval, as description.
-        detectable: smallest effect the paired t could have found at the declared power, on the family's first step.
+        detectable: smallest effect the claim's test could have found at the declared power, on the family's first step.
         needed: seeds (for `these_weights`: images) that equivalence would need; infinite where none suffice.
+        needed_to_find: the same for finding a true difference of the margin's size.
         protocol_spread: largest minus smallest mean difference over the stored protocols.
         comparable: False where the two cells solve different tasks (another scale).
     """
@@ -76,6 +77,7 @@ class Comparison:
     bootstrap: tuple[float, float] = (np.nan, np.nan)
     detectable: float = np.nan
     needed: float = np.nan
+    needed_to_find: float = np.nan
     protocol_spread: float = np.nan
     comparable: bool = True
 
@@ -125,7 +127,9 @@ def compare(results: Results, cell: str, reference: str, measure: Measure, claim
     test = CLAIMS[claim](values, analysis.alpha, margin)
     sign = -1 if measure.best == "low" else 1
     spread = list(protocol_means(results, cell, reference, measure).values())
-    sd = float(np.std(values.mean(axis=1), ddof=1)) if len(values) > 1 else np.nan
+    design = measure_spread(values, claim)
+    units = values.shape[1] if claim == "these_weights" else len(values)
+    level = analysis.alpha / steps
     return Comparison(
         cell,
         reference,
@@ -144,10 +148,9 @@ def compare(results: Results, cell: str, reference: str, measure: Measure, claim
         share_improved(values * sign),
         rank_biserial(values * sign),
         bootstrap_interval(values, analysis.alpha, BOOTSTRAP_SEED),
-        detectable_effect(sd, len(values), analysis.alpha / steps, analysis.power),
-        needed_for_equivalence(values, claim, margin, analysis.alpha / steps, analysis.power)
-        if np.isfinite(margin)
-        else np.nan,
+        detectable_difference(design, units, level, analysis.power),
+        needed_for_equivalence(values, claim, margin, level, analysis.power) if np.isfinite(margin) else np.nan,
+        needed_for_difference(design, margin, level, analysis.power) if np.isfinite(margin) else np.nan,
         float(np.ptp(spread)) if spread else np.nan,
     )
 
@@ -159,8 +162,13 @@ def compare_declared(results: Results) -> list[Comparison]:
     family = [
         compare(results, cell, reference, results.primary, analysis.claim, len(pairs)) for cell, reference in pairs
     ]
-    p = correct([comparison.test.p for comparison in family], analysis.correction)
-    p_equivalent = correct([comparison.test.p_equivalent for comparison in family], analysis.correction)
+    return correct_family(family, analysis.correction)
+
+
+def correct_family(family: Sequence[Comparison], method: str) -> list[Comparison]:
+    """The comparisons with p values corrected over all of them."""
+    p = correct([comparison.test.p for comparison in family], method)
+    p_equivalent = correct([comparison.test.p_equivalent for comparison in family], method)
     return [
         replace(comparison, p_corrected=float(one), p_equivalent=float(other))
         for comparison, one, other in zip(family, p, p_equivalent, strict=True)

@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from study.analysis.figures import MUTED, WIDTH_IN, Style, few_log_ticks
+from study.analysis.published_points import PublishedPoint, draw_published, key_columns
 from study.analysis.results import Results
 from study.analysis.statistics import Array, mean_interval
 from study.analysis.tables import Column, Entry, Table, Value
@@ -132,12 +133,15 @@ def _digits(values: Array) -> str:
     return f",.{min(2, max(0, 2 - math.floor(math.log10(smallest))))}f"
 
 
-def draw_quality(results: Results, styles: Mapping[str, Style]) -> Figure | None:
+def draw_quality(
+    results: Results, styles: Mapping[str, Style], published: Sequence[PublishedPoint] = ()
+) -> Figure | None:
     """The primary measure against multiply-adds and against latency; None where no network has both stored.
 
     Points are means over seeds with t intervals over seeds; their area is proportional to the parameters. A line to
     the right of a point reaches to its multiply-adds with products, and one through it spans the quartiles of its
-    latency. Labels stand in a column, each as near to its point's height as the others leave room for.
+    latency. Labels stand in a column, each as near to its point's height as the others leave room for. Published
+    values are drawn over multiply-adds alone, see `draw_published`.
     """
     costs, panels = network_costs(results), []
     layers, latency = costs["multiply_adds_720p"] / 1e9, costs["latency_median"]
@@ -162,10 +166,17 @@ def draw_quality(results: Results, styles: Mapping[str, Style]) -> Figure | None
             _point(axes, (at[index], low[index], high[index]), interval, areas[index], styles[cell])
         _log_axis(axes, np.concatenate([part[list(points)] for part in (at, low, high)]))
         axes.set_xlabel(label)
+    counted = panels[0][0] is layers
+    key = draw_published(row[0], published, results.primary) if counted else []
+    few_log_ticks(row[0].xaxis)
     unit = f" ({results.primary.unit})" if results.primary.unit else ""
     row[0].set_ylabel(f"{results.primary.name} on {results.primary.dataset}{unit}")
     ends = {cell: (panels[-1][0][index], point[0]) for index, (cell, point) in points.items()}
     _label_column(row[-1], ends, labels, styles)
+    if key:
+        columns = key_columns(key)
+        figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(key) // columns))
+        figure.legend(handles=key, loc="outside lower center", ncols=columns, fontsize=8)
     return figure
 
 

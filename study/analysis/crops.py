@@ -1,5 +1,6 @@
 """The kept crops of several cells side by side, with the assignment of tokens to prototypes."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from study.analysis.figures import WIDTH_IN
+from study.analysis.markup import cut, one_line
 from study.analysis.results import Measure, Results
 from study.analysis.statistics import Array
 from study.records.store import RecordError, read_json
@@ -27,6 +29,11 @@ class Tile:
     caption: str
     pixels: np.ndarray
     map: np.ndarray | None = None
+
+
+def picture_name(index: int) -> str:
+    """File name, without ending, of the figure of the nth image of `read_tiles`."""
+    return f"crops-{index:02d}"
 
 
 def read_tiles(results: Results, runs: Path) -> dict[tuple[str, str], list[Tile]]:
@@ -114,6 +121,7 @@ def _map_of(tile: Tile) -> tuple[str, str, Any] | None:
 
 
 def _lines(title: str, caption: str) -> str:
-    """Title over caption; a long title is broken at its commas."""
-    broken = title.replace(", ", ",\n") if len(title) > 16 else title
+    """Title over caption; a long title is broken at its commas, a long part of it anywhere."""
+    parts = title.replace(", ", ",\n").split("\n") if len(title) > 16 else [title]
+    broken = "\n".join(textwrap.fill(cut(one_line(part), 54), 18) for part in parts)
     return "\n".join(part for part in (broken, caption) if part)

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
 
 from study.analysis.figures import WIDTH_IN, Style, few_log_ticks, legend_columns, place_legend
 from study.analysis.results import Results
@@ -32,6 +33,7 @@ DIAGNOSTICS = {
     "fake_loss": "loss of the fake network",
 }
 LINEAR = (VALIDATION, "clipped_share", "advantage_std", "forbidden_share")
+CURVES = (LOSS, "consistency", "matching", VALIDATION, *DIAGNOSTICS)  # all that is drawn
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,11 @@ def steps_before(run: Run) -> int:
 
 def staged(results: Results) -> tuple[pd.DataFrame, list[int]]:
     """The scalars with steps counted from the first stage on, and where the later stages of these rows begin."""
-    before = {name: steps_before(cell.runs[0]) for name, cell in results.cells.items()}
     scalars = results.rows("scalars")
-    offsets = np.array([before[cell] for cell in scalars["cell"]], int)
-    return scalars.assign(step=scalars["step"] + offsets), sorted({*offsets.tolist()} - {0})
+    cells, stored = scalars["cell"].cat, scalars["cell"].unique()
+    before = {name: steps_before(results.cells[name].runs[0]) for name in cells.categories}
+    offsets = np.array([*before.values()], int)[cells.codes]
+    return scalars.assign(step=scalars["step"] + offsets), sorted({before[name] for name in stored} - {0})
 
 
 def training_panels(scalars: pd.DataFrame) -> list[Panel]:
@@ -72,7 +75,7 @@ def training_panels(scalars: pd.DataFrame) -> list[Panel]:
 
 def diagnostic_panels(scalars: pd.DataFrame) -> list[Panel]:
     """Whatever is stored of `DIAGNOSTICS`."""
-    present = set(scalars["name"])
+    present = set(scalars["name"].unique())
     return [
         _panel(title, scalars.loc[scalars["name"] == name], name)
         for name, title in DIAGNOSTICS.items()
@@ -93,7 +96,7 @@ def draw_curves(panels: Sequence[Panel], styles: Mapping[str, Style], stages: Se
         styles: of the cells.
         stages: steps at which a later stage begins.
     """
-    cells = list(dict.fromkeys(cell for panel in panels for cell in panel.rows["cell"]))
+    cells = list(dict.fromkeys(cell for panel in panels for cell in panel.rows["cell"].unique()))
     lines = -(-len(panels) // COLUMNS)
     columns = -(-len(panels) // lines)
     height = 3.0 + 1.9 * (lines - 1) + 0.18 * -(-len(cells) // legend_columns(cells))
@@ -119,8 +122,7 @@ def draw_curves(panels: Sequence[Panel], styles: Mapping[str, Style], stages: Se
 
 
 def _curve(axes: Axes, rows: pd.DataFrame, cell: str, style: Style) -> None:
-    table = rows.pivot_table(index="step", columns="seed", values="value", aggfunc="last")
-    steps, values = table.index.to_numpy(), table.to_numpy(float)
+    steps, values = _table(rows)
     if len(steps) > POINTS:  # mean of each bin, at its last step
         edges = np.linspace(0, len(steps), POINTS + 1).astype(int)
         values = np.stack([values[low:high].mean(axis=0) for low, high in itertools.pairwise(edges)])
@@ -130,6 +132,20 @@ def _curve(axes: Axes, rows: pd.DataFrame, cell: str, style: Style) -> None:
     if values.shape[1] > 1:
         low, high = _over_seeds(np.nanmin, values), _over_seeds(np.nanmax, values)
         axes.fill_between(steps, low, high, color=style["color"], alpha=0.16, linewidth=0)
+
+
+def _table(rows: pd.DataFrame) -> tuple[NDArray[np.int_], Array]:
+    """Steps, and values of (steps, seeds), NaN where a seed has none."""
+    seeds, steps, values = (rows[name].to_numpy() for name in ("seed", "step", "value"))
+    count = len(rows["seed"].unique())
+    if len(rows) % count == 0 and not np.isnan(values).any():  # mostly: every seed with the same steps, in order
+        first = steps.reshape(count, -1)[0]
+        shape = count, len(first)
+        in_turn = (np.diff(first) > 0).all() and (np.diff(seeds.reshape(shape)[:, 0]) > 0).all()
+        if in_turn and (steps.reshape(shape) == first).all() and (seeds[:: len(first)] == seeds.reshape(shape).T).all():
+            return first, values.reshape(shape).T
+    table = rows.pivot_table(index="step", columns="seed", values="value", aggfunc="last")
+    return table.index.to_numpy(), table.to_numpy(float)
 
 
 def _over_seeds(reduce: Callable[..., Array], values: Array) -> Array:

@@ -5,6 +5,7 @@ A cell keeps its colour, marker and line style in every figure of a report, so t
 
 import io
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, FixedLocator, Formatter, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from study.analysis.comparisons import CLAIM_NAMES, Comparison
+from study.analysis.markup import cut, one_line, reveal
 from study.analysis.results import Measure, Results
 from study.analysis.statistics import mean_interval
 from study.analysis.verdicts import decide, signed
@@ -27,6 +30,7 @@ from study.analysis.verdicts import decide, signed
 WIDTH_IN = 7.6
 NAMED_IMAGES = 30  # more of them do not fit as labels
 MOST_LOG_TICKS = 7
+LONGEST_LINE = 95  # characters that fit into WIDTH_IN
 MUTED = "#8a8a93"
 
 Style = dict[str, Any]
@@ -53,7 +57,16 @@ def save_figure(figure: Figure, folder: Path, name: str, caption: str) -> Pictur
     """Writes SVG, PNG and PDF; equal figures give equal bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {ending: folder / f"{name}.{ending}" for ending in ("svg", "png", "pdf")}
+    with warnings.catch_warnings():
+        # A name may hold letters that the font lacks: boxes in PNG and PDF, and in the page another font's.
+        warnings.filterwarnings("ignore", "Glyph ", UserWarning)
+        return Picture(name, caption, _write(figure, paths), paths)
+
+
+def _write(figure: Figure, paths: Mapping[str, Path]) -> str:
+    """Writes a figure's files; its SVG."""
     sink = io.StringIO()
+    _make_legible(figure)
     box = _laid_out(figure)
     # The SVG goes into the page, whose ground shows through; the other two stand on white.
     bare = {"Date": None, "Creator": None}
@@ -61,7 +74,33 @@ def save_figure(figure: Figure, folder: Path, name: str, caption: str) -> Pictur
     paths["svg"].write_text(sink.getvalue(), encoding="utf-8")
     figure.savefig(paths["png"], bbox_inches=box, metadata={"Software": None})
     figure.savefig(paths["pdf"], bbox_inches=box, metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    return Picture(name, caption, sink.getvalue(), paths)
+    return sink.getvalue()
+
+
+class _Legible(Formatter):
+    """Tick labels of another formatter, made legible."""
+
+    def __init__(self, inner: Formatter) -> None:
+        self._inner = inner
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return _legible(self._inner(x, pos))
+
+
+def _make_legible(figure: Figure) -> None:
+    """Labels hold names, and names hold anything: what is hidden is shown, and very long lines are cut."""
+    for text in figure.findobj(Text):
+        if isinstance(text, Text):
+            text.set_text(_legible(text.get_text()))
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            formatter = axis.get_major_formatter()
+            if isinstance(formatter, FixedFormatter | FuncFormatter):
+                axis.set_major_formatter(_Legible(formatter))
+
+
+def _legible(text: str) -> str:
+    return "\n".join(cut(reveal(line), LONGEST_LINE) for line in text.split("\n"))
 
 
 def _laid_out(figure: Figure) -> Bbox:
@@ -84,8 +123,8 @@ def cell_styles(results: Results) -> dict[str, Style]:
 
 def draw_forest(comparisons: Sequence[Comparison], styles: Mapping[str, Style]) -> Figure:
     """Mean differences with the intervals of their claim's test; the margin is shaded, the verdict beside it."""
-    labels = [_wrapped(comparison.label, 36) for comparison in comparisons]
-    lines = sum(max(2, 1 + label.count("\n")) for label in labels)
+    labels = [wrap_label(comparison.label, 36) for comparison in comparisons]
+    lines = len(labels) * max(2, *(1 + label.count("\n") for label in labels))
     figure = Figure(figsize=(WIDTH_IN, 0.9 + 0.17 * lines))
     axes = figure.subplots()
     first = comparisons[0]
@@ -98,7 +137,7 @@ def draw_forest(comparisons: Sequence[Comparison], styles: Mapping[str, Style]) 
     axes.set_ylim(len(comparisons) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     unit = f" ({first.measure.unit})" if first.measure.unit else ""
-    axes.set_xlabel(_difference(first.measure, unit))
+    axes.set_xlabel(name_difference(first.measure, unit))
     claim = CLAIM_NAMES[first.claim]
     kind = "" if first.family else "exploratory, "
     margin = f"; shaded: ±{first.margin:g} {first.measure.unit}" if np.isfinite(first.margin) else ""
@@ -154,7 +193,7 @@ def legend_columns(labels: Sequence[str]) -> int:
 def draw_images(comparisons: Sequence[Comparison], styles: Mapping[str, Style]) -> Figure:
     """Per-image differences: a dot for each seed, a large mark for their mean; images ordered by mean difference."""
     shown = [comparison for comparison in comparisons if comparison.deltas.values.size]
-    order = _image_order(shown)
+    order = order_images(shown)
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
     named = len(order) <= NAMED_IMAGES
@@ -162,55 +201,62 @@ def draw_images(comparisons: Sequence[Comparison], styles: Mapping[str, Style]) 
     figure = Figure(figsize=(WIDTH_IN, 0.3 + lines * height))
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True, sharex=True)
     for axes, comparison in zip(grid.flat, shown, strict=False):
-        _image_panel(axes, comparison, order, styles[comparison.cell])
+        draw_image_panel(axes, comparison, order, styles[comparison.cell])
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
     for axes in grid.flat[len(shown) - columns : len(shown)]:
         axes.tick_params(labelbottom=True)
     for axes in grid[:, 0]:
         ticks = range(len(order)) if named else [0, len(order) - 1]
-        axes.set_yticks(ticks, [_short(order[i]) for i in ticks])
+        axes.set_yticks(ticks, [shorten(order[i]) for i in ticks])
         axes.set_ylim(-0.7, len(order) - 0.3)
     first = shown[0]
     unit = f" ({first.measure.unit})" if first.measure.unit else ""
-    figure.supxlabel(_difference(first.measure, unit), fontsize=9)
+    figure.supxlabel(name_difference(first.measure, unit), fontsize=9)
     return figure
 
 
-def _image_order(comparisons: Sequence[Comparison]) -> list[str]:
+def order_images(comparisons: Sequence[Comparison]) -> list[str]:
+    """Names of all images of some comparisons, by mean difference over seeds and comparisons, the lowest first."""
     means = pd.DataFrame(
         {i: pd.Series(c.deltas.values.mean(axis=0), index=list(c.deltas.images)) for i, c in enumerate(comparisons)}
     )
     return [str(name) for name in means.mean(axis=1).sort_values(kind="stable").index]
 
 
-def _image_panel(axes: Axes, comparison: Comparison, order: Sequence[str], style: Style) -> None:
+def draw_image_panel(axes: Axes, comparison: Comparison, order: Sequence[str], style: Style) -> None:
+    """One comparison's differences, its images in the given order from below."""
     places = [order.index(name) for name in comparison.deltas.images]
     if np.isfinite(comparison.margin):
         axes.axvspan(-comparison.margin, comparison.margin, color=MUTED, alpha=0.22, linewidth=0)
     axes.axvline(0, color=mpl.rcParams["axes.edgecolor"], linewidth=0.8)
     size, small = (6, 2.6) if len(order) <= NAMED_IMAGES else (3.5, 1.4)
     for values in comparison.deltas.values:
-        axes.plot(values, places, linestyle="none", marker="o", markersize=small, color=style["color"], alpha=0.5)
+        dots = {"marker": "o", "markersize": small, "color": style["color"], "alpha": 0.5}
+        axes.plot(values, places, linestyle="none", rasterized=len(order) > NAMED_IMAGES, **dots)
     means = comparison.deltas.values.mean(axis=0)
     axes.plot(means, places, linestyle="none", marker=style["marker"], markersize=size, color=style["color"])
-    axes.set_title(_wrapped(comparison.label, 28), fontsize=8)
+    axes.set_title(wrap_label(comparison.label, 28), fontsize=8)
 
 
-def _difference(measure: Measure, unit: str) -> str:
+def name_difference(measure: Measure, unit: str) -> str:
+    """What an axis of differences shows; `unit` in parentheses after a space, or empty."""
     lower = ", below 0 is better" if measure.best == "low" else ""
     return f"difference in {measure.name} on {measure.dataset}{unit}{lower}"
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 18 else f"{name[:16]}…"
+def shorten(name: str) -> str:
+    """An image's name as a label."""
+    return cut(one_line(name), 18)
 
 
-def _wrapped(label: str, width: int) -> str:
-    """A comparison's label on several lines, the reference on one of its own."""
-    if len(label) <= width:
-        return label
-    return "\n".join(textwrap.fill(part, width) for part in label.replace(" vs ", "\nvs ").split("\n"))
+def wrap_label(label: str, width: int) -> str:
+    """A comparison's label on several lines, the reference on one of its own; a name has two or three at most."""
+    line = one_line(label)
+    if len(line) <= width:
+        return line
+    sides = line.replace(" vs ", "\nvs ").split("\n")
+    return "\n".join(textwrap.fill(cut(side, 2 * width), width) for side in sides)
 
 
 def draw_counts(results: Results, measure: Measure) -> Figure | None:

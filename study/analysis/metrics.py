@@ -15,14 +15,12 @@ Missing = Mapping[str, Mapping[str, str]]
 
 def stored_measures(results: Results) -> list[Measure]:
     """Every stored metric but `MAIN`, by dataset; under the declared protocol where it is stored under that at all."""
-    rows = results.rows("images")
-    keys = list(rows[["dataset", "protocol", "metric"]].drop_duplicates().itertuples(index=False))
     declared = results.plan.grid.analysis.protocol
-    usual = {metric for _, protocol, metric in keys if protocol == declared}
+    usual = {measure.metric for measure in results.measures if measure.protocol == declared}
     found = [
-        Measure(dataset, protocol, metric)
-        for dataset, protocol, metric in keys
-        if metric not in MAIN and (protocol == declared or metric not in usual)
+        measure
+        for measure in results.measures
+        if measure.metric not in MAIN and (measure.protocol == declared or measure.metric not in usual)
     ]
     return sorted(found, key=lambda measure: results.datasets.index(measure.dataset))
 

@@ -12,7 +12,7 @@ from matplotlib.style import context as style_context
 
 from study import StudyError
 from study.analysis.figures import WIDTH_IN
-from study.analysis.report import REPORTS
+from study.analysis.rendering import REPORTS
 
 COLUMNS = 3
 CAPTION_CHARACTERS = 58  # of a line over two crops

@@ -1,4 +1,10 @@
-"""What a design could have found: the smallest detectable effect, and the seeds that equivalence would need."""
+"""What a design could have found: the smallest detectable effect, and the seeds that a finding would need.
+
+A unit is what a claim's design gets more of: a seed, or for `these_weights` an image.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
@@ -11,14 +17,60 @@ RANK_EFFICIENCY = 3 / np.pi  # of the signed-rank test against t, for normal dif
 _CHI2_GRID = (np.arange(512) + 0.5) / 512  # midpoints: power to four digits
 
 
+@dataclass(frozen=True)
+class Spread:
+    """Variance of a mean difference as a function of the units that it is over.
+
+    Attributes:
+        per_unit: the part that falls with their number; NaN where the table is too small to know it.
+        floor: the part that does not fall.
+        floor_df: degrees of freedom of the floor's estimate.
+    """
+
+    per_unit: float
+    floor: float = 0.0
+    floor_df: float = np.inf
+
+    def error(self, n: int) -> tuple[float, float]:
+        """Standard error over `n` units, and its degrees of freedom (Satterthwaite)."""
+        variance = self.per_unit / n + self.floor
+        if variance == 0:
+            return 0.0, n - 1.0
+        df = variance**2 / ((self.per_unit / n) ** 2 / (n - 1) + self.floor**2 / self.floor_df)
+        return float(np.sqrt(variance)), float(df)
+
+
+def measure_spread(deltas: Array, claim: str) -> Spread:
+    """The spread of a (seeds, images) table under a claim.
+
+    More seeds do not shrink what new images add, so under `new_images` there is a floor. A signed-rank test over n
+    images is taken as a t over n × `RANK_EFFICIENCY`.
+    """
+    seeds, images = deltas.shape
+    if claim == "these_weights":
+        return Spread(float(np.var(deltas.mean(axis=0), ddof=1) / RANK_EFFICIENCY) if images > 1 else np.nan)
+    if seeds < 2:
+        return Spread(np.nan)
+    per_seed = float(np.var(deltas.mean(axis=1), ddof=1))
+    if claim == "same_images" or images < 2:
+        return Spread(per_seed)
+    squares = mean_squares(deltas)
+    return Spread(per_seed, max(0.0, float(squares.images - squares.residual)) / (seeds * images), images - 1)
+
+
+def location_power(effect: float, error: float, df: float, alpha: float) -> float:
+    """Power of a two-sided t test for a mean of `effect` whose estimate has this true standard error."""
+    if error == 0:
+        return float(effect != 0)
+    critical = stats.t.isf(alpha / 2, df)
+    # For a shift far beyond the critical value the noncentral t's lower tail is zero and its routine returns NaN.
+    lower = np.nan_to_num(stats.nct.cdf(-critical, df, effect / error))
+    return float(np.nan_to_num(stats.nct.sf(critical, df, effect / error), nan=1.0) + lower)
+
+
 def t_power(effect: float, n: int, alpha: float) -> float:
     """Power of the two-sided paired t test for an effect in standard deviations of the differences."""
-    df = n - 1
-    critical = stats.t.isf(alpha / 2, df)
-    shift = effect * np.sqrt(n)
-    # For a shift far beyond the critical value the noncentral t's lower tail is zero and its routine returns NaN.
-    lower = np.nan_to_num(stats.nct.cdf(-critical, df, shift))
-    return float(stats.nct.sf(critical, df, shift) + lower)
+    return location_power(effect, 1 / np.sqrt(n), n - 1, alpha)
 
 
 def detectable_effect(sd: float, n: int, alpha: float, power: float) -> float:
@@ -33,12 +85,38 @@ def detectable_effect(sd: float, n: int, alpha: float, power: float) -> float:
     Returns:
         In the unit of `sd`; NaN for fewer than two seeds.
     """
-    if n < 2 or not np.isfinite(sd):
+    return detectable_difference(Spread(sd**2), n, alpha, power)
+
+
+def detectable_difference(spread: Spread, n: int, alpha: float, power: float) -> float:
+    """Smallest mean difference that `n` units find with the wanted power; NaN for fewer than two."""
+    if n < 2 or not np.isfinite(spread.per_unit):
         return np.nan
-    if sd == 0:
+    error, df = spread.error(n)
+    if error == 0:
         return 0.0
-    upper = 4 * stats.t.isf(alpha / 2, n - 1) / np.sqrt(n) + 4
-    return sd * float(brentq(lambda effect: t_power(effect, n, alpha) - power, 0.0, upper))  # type: ignore[arg-type]
+    upper = 4 * stats.t.isf(alpha / 2, df) + 4
+    return error * float(brentq(lambda shift: location_power(shift, 1.0, df, alpha) - power, 0.0, upper))  # type: ignore[arg-type]
+
+
+def needed_to_detect(sd: float, effect: float, alpha: float, power: float) -> float:
+    """Seeds with which the paired t finds a mean difference of `effect` with the wanted power.
+
+    Args:
+        sd: standard deviation over seeds of the difference, in the unit of `effect`.
+        effect: the true difference, above zero.
+        alpha: two-sided level.
+        power: wanted probability of finding it.
+
+    Returns:
+        At least 2; infinite beyond `SEEDS_LIMIT`; NaN where `sd` is.
+    """
+    return needed_for_difference(Spread(sd**2), effect, alpha, power)
+
+
+def needed_for_difference(spread: Spread, effect: float, alpha: float, power: float) -> float:
+    """Units with which a difference of `effect` is found; infinite where none suffice. As `needed_to_detect`."""
+    return _smallest_count(spread, lambda error, df: location_power(effect, error, df, alpha) >= power)
 
 
 def equivalence_power(margin: float, error: float, df: float, alpha: float) -> float:
@@ -60,40 +138,25 @@ def equivalence_power(margin: float, error: float, df: float, alpha: float) -> f
 def needed_for_equivalence(deltas: Array, claim: str, margin: float, alpha: float, power: float) -> float:
     """How many seeds (for `these_weights`: images) TOST would need to confirm a true difference of zero.
 
-    Spreads are those of the (seeds, images) table `deltas`. More seeds do not shrink what new images add, so for
-    `new_images` the answer may be infinite. NaN where the table is too small to know its spreads.
+    Spreads are those of the (seeds, images) table `deltas`; the answer may be infinite, as in `measure_spread`. NaN
+    where the table is too small to know its spreads.
     """
-    seeds, images = deltas.shape
-    per_seed, floor, floor_df = np.nan, 0.0, np.inf
-    if claim == "these_weights":
-        per_seed = np.var(deltas.mean(axis=0), ddof=1) / RANK_EFFICIENCY if images > 1 else np.nan
-    elif seeds > 1:
-        per_seed = float(np.var(deltas.mean(axis=1), ddof=1))
-        if claim == "new_images" and images > 1:
-            squares = mean_squares(deltas)
-            floor = max(0.0, float(squares.images) - float(squares.residual)) / (seeds * images)
-            floor_df = images - 1
-    return _smallest_count(float(per_seed), floor, floor_df, margin, alpha, power)
+    return _smallest_count(
+        measure_spread(deltas, claim), lambda error, df: equivalence_power(margin, error, df, alpha) >= power
+    )
 
 
-def _smallest_count(per_seed: float, floor: float, floor_df: float, margin: float, alpha: float, power: float) -> float:
-    if not np.isfinite(per_seed):
+def _smallest_count(spread: Spread, reached: Callable[[float, float], bool]) -> float:
+    """Fewest units whose standard error and degrees of freedom suffice."""
+    if not np.isfinite(spread.per_unit):
         return np.nan
-
-    def reached(n: int) -> bool:
-        variance = per_seed / n + floor
-        if variance == 0:
-            return True
-        df = variance**2 / ((per_seed / n) ** 2 / (n - 1) + floor**2 / floor_df)
-        return equivalence_power(margin, float(np.sqrt(variance)), df, alpha) >= power
-
     high = 2
-    while not reached(high):
+    while not reached(*spread.error(high)):
         high *= 2
         if high > SEEDS_LIMIT:
             return np.inf
     low = max(1, high // 2)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
+        low, high = (low, middle) if reached(*spread.error(middle)) else (middle, high)
     return float(high)

@@ -152,7 +152,8 @@ class Results:
 
     def done(self, cell: str) -> list[int]:
         """Seeds of a cell whose runs are finished."""
-        return [s for c, s, run in self.runs() if c.name == cell and self.state(run) == "done"]
+        runs = ((run.seed, self.ids.get((cell, run.seed), "")) for run in self.cells[cell].runs)
+        return [seed for seed, run in runs if self.state(run) == "done"]
 
     def counts(self) -> dict[str, int]:
         """Number of declared runs in each state."""
@@ -160,30 +161,53 @@ class Results:
         return {state: states[state] for state in sorted(states, key=STATES.index)}
 
     def rows(self, table: str) -> pd.DataFrame:
-        """Rows of `images`, `scalars` or `costs` with columns `cell` and `seed` before the run's."""
-        places = [{"cell": cell.name, "seed": seed, "run": run} for cell, seed, run in self.runs() if run]
-        return pd.DataFrame(places, columns=["cell", "seed", "run"]).merge(getattr(self.records, table), on="run")
+        """Rows of `images`, `scalars` or `costs` with columns `cell` and `seed` before the run's, in declared order.
+
+        Text is categories: the cells as declared, all else in the order in which it is stored.
+        """
+        places = [place for place in self.runs() if place[2]]
+        stored = pd.DataFrame({name: _encode(column) for name, column in getattr(self.records, table).items()})
+        number = {run: index for index, (_, _, run) in enumerate(places)}
+        of_run = np.array([number.get(run, len(places)) for run in stored["run"].cat.categories], int)
+        at = of_run.astype(np.min_scalar_type(len(places)))[stored["run"].cat.codes]
+        order = np.argsort(at, kind="stable")[: np.count_nonzero(at < len(places))]
+        at = at[order]
+        cells = pd.Categorical([cell.name for cell, _, _ in places], list(self.cells))
+        rows = stored.iloc[order].reset_index(drop=True)
+        rows.insert(0, "cell", cells[at])
+        rows.insert(1, "seed", np.array([seed for _, seed, _ in places], int)[at])
+        return rows
 
     @cached_property
-    def _values(self) -> dict[tuple[str, ...], pd.DataFrame]:
+    def measures(self) -> list[Measure]:
+        """Every dataset, protocol and metric that values are stored of, in the order in which they are met."""
+        keys = self.rows("images")[["dataset", "protocol", "metric"]].drop_duplicates()
+        return [Measure(*key) for key in keys.itertuples(index=False)]
+
+    @cached_property
+    def _values(self) -> dict[tuple[str, Measure], pd.DataFrame]:
+        """(cell, measure) -> values as `values` gives them."""
         rows = self.rows("images")
-        rows = rows.loc[[self.state(run) == "done" for run in rows["run"]]]
-        twice = rows[rows.duplicated(subset=[*KEYS, "seed", "image"])]
-        if len(twice):
-            first = twice.iloc[0]
-            raise RecordError(
-                f"{first['run']}/images.parquet has two rows for {first['dataset']}/{first['image']}, "
-                f"{first['protocol']} {first['metric']}; one row per image, protocol and metric is right"
-            )
-        return dict(iter(rows.groupby(KEYS, sort=False)))  # type: ignore[misc]
+        unfinished = [run for run in rows["run"].cat.categories if self.state(run) != "done"]
+        if unfinished:
+            rows = rows.loc[~rows["run"].isin(unfinished)]
+        parts = rows.groupby(KEYS, sort=False, observed=True).indices
+        columns = rows["seed"].to_numpy(), rows["image"].cat.codes.to_numpy(), rows["value"].to_numpy(float)
+        names = rows["image"].cat.categories
+        tables = {}
+        for key, places in parts.items():
+            cell, dataset, protocol, metric = map(str, key)  # type: ignore[arg-type]
+            seeds, codes, values = (column[places] for column in columns)
+            table = _table(seeds, codes, values, names)
+            tables[cell, Measure(dataset, protocol, metric)] = _pivot(rows.iloc[places]) if table is None else table
+        return tables
 
     def values(self, cell: str, measure: Measure) -> pd.DataFrame:
-        """Values of a cell's finished runs: one row per seed, one column per image; empty where there are none."""
-        part = self._values.get((cell, measure.dataset, measure.protocol, measure.metric))
-        if part is None:
-            return pd.DataFrame(dtype=float)
-        names = list(dict.fromkeys(part["image"]))
-        return part.pivot(index="seed", columns="image", values="value").reindex(columns=names)
+        """Values of a cell's finished runs: one row per seed, one column per image; empty where there are none.
+
+        The frame is shared by all who ask: to be read, not written to.
+        """
+        return self._values.get((cell, measure), pd.DataFrame(dtype=float))
 
     def means(self, cell: str, measure: Measure) -> Array:
         """Mean over images for each finished seed of a cell; NaN where an image's value is absent."""
@@ -196,7 +220,7 @@ class Results:
 
     def has(self, cell: str, measure: Measure) -> bool:
         """Whether any finished run of the cell has values."""
-        return (cell, measure.dataset, measure.protocol, measure.metric) in self._values
+        return (cell, measure) in self._values
 
     def deltas(self, cell: str, reference: str, measure: Measure) -> Deltas:
         """Differences cell − reference, paired by image and seed; an untrained side is the same for every seed."""
@@ -207,20 +231,65 @@ class Results:
         seeds = set.union(*declared) if declared else {self.cells[cell].runs[0].seed}
         one, other = (self._repeated(frame, name, seeds) for frame, name in ((one, cell), (other, reference)))
         both = [seed for seed in one.index if seed in other.index]
-        names = list(dict.fromkeys([*one.columns, *other.columns]))
+        names = one.columns.union(other.columns, sort=False)
         table = one.reindex(index=both, columns=names) - other.reindex(index=both, columns=names)
         values: Array = table.to_numpy(float)
         finite: NDArray[np.bool_] = np.all(np.isfinite(values), axis=0)
-        kept = [name for index, name in enumerate(names) if finite[index]]
         return Deltas(
             values[:, finite],
             tuple(both),
-            tuple(kept),
+            tuple(names[finite]),
             tuple(sorted(seeds - set(both))),
-            tuple(name for name in names if name not in kept),
+            tuple(names[~finite]),
         )
 
     def _repeated(self, frame: pd.DataFrame, cell: str, seeds: set[int]) -> pd.DataFrame:
         if cell in self.untrained and len(frame):
             return pd.concat([frame.iloc[[0]]] * len(seeds)).set_axis(sorted(seeds))
         return frame
+
+
+def _encode(column: pd.Series) -> pd.Series:
+    """Text as categories, in the order in which it is met."""
+    if isinstance(column.dtype, pd.CategoricalDtype) or pd.api.types.is_numeric_dtype(column):
+        return column
+    return column.astype(pd.CategoricalDtype(column.unique()))
+
+
+def _table(seeds: NDArray[np.int_], images: NDArray[np.int_], values: Array, names: pd.Index) -> pd.DataFrame | None:
+    """What `_pivot` gives, at once, where every seed has the same images in the same order; else None.
+
+    Args:
+        seeds: of every value.
+        images: of every value, its place in `names`.
+        values: of one cell and measure.
+        names: of the images.
+    """
+    starts = np.flatnonzero(np.diff(seeds, prepend=seeds[0] - 1))
+    shape = len(starts), len(values) // len(starts)
+    order = images[: shape[1]]
+    alike = len(values) == shape[0] * shape[1] and (images.reshape(shape) == order).all()
+    once = len(np.unique(order)) == shape[1] and len(np.unique(seeds[starts])) == shape[0]
+    if not (alike and once and (starts == shape[1] * np.arange(shape[0])).all()):
+        return None
+    ranked = np.argsort(seeds[starts])
+    index, columns = pd.Index(seeds[starts][ranked], name="seed"), names[order].rename("image")
+    # without a copy the order in memory is that of a pivot, so that means have the same last bit
+    return pd.DataFrame(values.reshape(shape)[ranked], index, columns, copy=False)
+
+
+def _pivot(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of one cell and measure as a table of seeds and images.
+
+    Raises:
+        RecordError: a run has two rows for one image.
+    """
+    twice = rows[rows.duplicated(subset=["seed", "image"])]
+    if len(twice):
+        first = twice.iloc[0]
+        raise RecordError(
+            f"{first['run']}/images.parquet has two rows for {first['dataset']}/{first['image']}, "
+            f"{first['protocol']} {first['metric']}; one row per image, protocol and metric is right"
+        )
+    names = list(dict.fromkeys(rows["image"]))
+    return rows.astype({"image": "str"}).pivot(index="seed", columns="image", values="value").reindex(columns=names)

@@ -28,7 +28,7 @@ from scipy.special import expit
 
 from study import StudyError
 from study.analysis.figures import MUTED, WIDTH_IN, place_legend
-from study.analysis.report import REPORTS
+from study.analysis.rendering import REPORTS
 from study.analysis.results import BEST, Measure
 from study.analysis.statistics import Array
 from study.analysis.tables import Column, Table

@@ -4,12 +4,12 @@ A difference is metric(variant) − metric(reference) on the same image and seed
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 Array = NDArray[np.float64]
 
@@ -44,14 +44,49 @@ def _untested(estimate: float, problem: str) -> ClaimTest:
     return ClaimTest(estimate, np.nan, np.nan, np.nan, np.nan, 1.0, problem)
 
 
-def _location_test(mean: float, error: float, df: float, alpha: float, margin: float) -> ClaimTest:
-    """Two-sided t, its interval and TOST for a mean with a standard error."""
-    if error == 0:  # only ever with a mean of exactly zero: two equal networks
-        return ClaimTest(mean, mean, mean, 1.0, 0.0 if np.isfinite(margin) else np.nan)
-    p = 2 * stats.t.sf(abs(mean) / error, df)
-    half = float(stats.t.isf(alpha / 2, df) * error)
-    p_equivalent = stats.t.sf((margin - abs(mean)) / error, df) if np.isfinite(margin) else np.nan
-    return ClaimTest(mean, mean - half, mean + half, float(p), float(p_equivalent))
+@dataclass(frozen=True)
+class ClaimTests:
+    """The tests of many tables at once; arrays over the tables, fields as in `ClaimTest`."""
+
+    estimate: Array
+    low: Array
+    high: Array
+    p: Array
+    p_equivalent: Array
+
+    def single(self) -> ClaimTest:
+        """The test of the only table."""
+        parts = (self.estimate, self.low, self.high, self.p, self.p_equivalent)
+        estimate, low, high, p, p_equivalent = (float(np.asarray(part).item()) for part in parts)
+        return ClaimTest(estimate, low, high, p, p_equivalent)
+
+
+def _location_tests(mean: Array, error: Array, df: Array | float, alpha: float, margin: float) -> ClaimTests:
+    """Two-sided t, its interval and TOST for means with errors; no p where a mean other than 0 has an error of 0."""
+    same = error == 0
+    equal = np.where(np.abs(mean) <= ROUNDING, 1.0, np.nan)
+    scale = np.where(same, 1.0, error)
+    half = stats.t.isf(alpha / 2, df) * error
+    p = np.where(same, equal, 2 * stats.t.sf(np.abs(mean) / scale, df))
+    p_equivalent = np.full(np.shape(mean), np.nan)
+    if np.isfinite(margin):
+        p_equivalent = np.where(same, equal - 1, stats.t.sf((margin - np.abs(mean)) / scale, df))
+    return ClaimTests(mean, mean - half, mean + half, p, p_equivalent)
+
+
+def seed_mean_tests(deltas: Array, alpha: float, margin: float = np.inf) -> ClaimTests:
+    """Paired t on the seeds' means over images; at least two seeds, which differ.
+
+    Args:
+        deltas: (..., seeds, images).
+        alpha: level of the test; the interval has coverage 1 − alpha.
+        margin: equivalence margin in the metric's unit; infinite for none.
+    """
+    means = deltas.mean(axis=-1)
+    seeds = means.shape[-1]
+    error = means.std(axis=-1, ddof=1) / np.sqrt(seeds)
+    error = np.where(np.ptp(means, axis=-1) <= ROUNDING, 0.0, error)
+    return _location_tests(means.mean(axis=-1), error, seeds - 1, alpha, margin)
 
 
 def paired_t(deltas: Array, alpha: float, margin: float = np.inf) -> ClaimTest:
@@ -66,11 +101,9 @@ def paired_t(deltas: Array, alpha: float, margin: float = np.inf) -> ClaimTest:
     mean = float(means.mean())
     if len(means) < 2:
         return _untested(mean, "one seed says nothing about retraining")
-    if np.ptp(means) <= ROUNDING:
-        if abs(mean) > ROUNDING:
-            return _untested(mean, "all seeds give the same difference, so they do not vary what they should")
-        return _location_test(0.0, 0.0, 1, alpha, margin)
-    return _location_test(mean, float(stats.sem(means)), len(means) - 1, alpha, margin)
+    if np.ptp(means) <= ROUNDING < abs(mean):
+        return _untested(mean, "all seeds give the same difference, so they do not vary what they should")
+    return seed_mean_tests(deltas, alpha, margin).single()
 
 
 @dataclass(frozen=True)
@@ -83,14 +116,16 @@ class MeanSquares:
 
 
 def mean_squares(deltas: Array) -> MeanSquares:
-    """Mean squares of a (seeds, images) table with at least two of each."""
-    seeds, images = deltas.shape
-    rows, columns, grand = deltas.mean(axis=1), deltas.mean(axis=0), deltas.mean()
-    residual = deltas - rows[:, None] - columns + grand
+    """Mean squares of (..., seeds, images) tables with at least two of each."""
+    seeds, images = deltas.shape[-2:]
+    grand = deltas.mean(axis=(-2, -1))
+    rows = deltas.mean(axis=-1) - grand[..., None]
+    columns = deltas.mean(axis=-2) - grand[..., None]
+    residual = deltas - grand[..., None, None] - rows[..., :, None] - columns[..., None, :]
     return MeanSquares(
-        np.asarray(images * np.sum((rows - grand) ** 2) / (seeds - 1)),
-        np.asarray(seeds * np.sum((columns - grand) ** 2) / (images - 1)),
-        np.asarray(np.sum(residual**2) / ((seeds - 1) * (images - 1))),
+        images * np.sum(rows**2, axis=-1) / (seeds - 1),
+        seeds * np.sum(columns**2, axis=-1) / (images - 1),
+        np.sum(residual**2, axis=(-2, -1)) / ((seeds - 1) * (images - 1)),
     )
 
 
@@ -111,27 +146,37 @@ def crossed_variance(squares: MeanSquares, seeds: int, images: int) -> tuple[Arr
     return v / (seeds * images), np.where(v > 0, df, 1.0)
 
 
+def crossed_tests(deltas: Array, alpha: float, margin: float = np.inf) -> ClaimTests:
+    """Quasi-F, as a t, of (..., seeds, images) tables with at least two of each. Arguments as in `seed_mean_tests`."""
+    variance, df = crossed_variance(mean_squares(deltas), *deltas.shape[-2:])
+    return _location_tests(deltas.mean(axis=(-2, -1)), np.sqrt(variance), df, alpha, margin)
+
+
+def weaker_tests(deltas: Array, alpha: float, margin: float = np.inf) -> ClaimTests:
+    """The larger p values of `seed_mean_tests` and `crossed_tests`, and the wider interval."""
+    one, other = seed_mean_tests(deltas, alpha, margin), crossed_tests(deltas, alpha, margin)
+    return ClaimTests(
+        one.estimate,
+        np.minimum(one.low, other.low),
+        np.maximum(one.high, other.high),
+        np.maximum(one.p, other.p),
+        np.maximum(one.p_equivalent, other.p_equivalent),
+    )
+
+
 def quasi_f(deltas: Array, alpha: float, margin: float = np.inf) -> ClaimTest:
     """Claim 'retraining and new images': the weaker of the paired t and a quasi-F on the seed × image table.
 
     The p values are the larger ones of the two tests, the interval is the wider one. Arguments as in `paired_t`.
     """
     over_seeds = paired_t(deltas, alpha, margin)
-    seeds, images = deltas.shape
     if over_seeds.problem:
         return over_seeds
-    if images < 2:
+    if deltas.shape[1] < 2:
         return _untested(over_seeds.estimate, "one image says nothing about new images")
     if np.ptp(deltas) <= ROUNDING:
         return over_seeds
-    variance, df = crossed_variance(mean_squares(deltas), seeds, images)
-    crossed = _location_test(float(deltas.mean()), float(np.sqrt(variance)), float(df), alpha, margin)
-    wider = max(over_seeds, crossed, key=lambda test: test.high - test.low)
-    return replace(
-        wider,
-        p=max(over_seeds.p, crossed.p),
-        p_equivalent=float(np.maximum(over_seeds.p_equivalent, crossed.p_equivalent)),
-    )
+    return weaker_tests(deltas, alpha, margin).single()
 
 
 def _signed_ranks(values: Array) -> tuple[float, Array]:
@@ -141,59 +186,87 @@ def _signed_ranks(values: Array) -> tuple[float, Array]:
     return float(ranks[values > 0].sum()), ranks
 
 
-def _rank_tails(statistic: float, ranks: Array) -> tuple[float, float]:
-    """P(W <= statistic) and P(W >= statistic) under random signs, exact up to `EXACT_IMAGES` ranks."""
+def _normal_tails(statistic: Array, centre: float, spread: float) -> tuple[Array, Array]:
+    low = stats.norm.cdf((statistic + 0.5 - centre) / spread)
+    return np.asarray(low), np.asarray(stats.norm.sf((statistic - 0.5 - centre) / spread))
+
+
+def _tied_tails(values: Array) -> tuple[float, float]:
+    """P(W <= w) and P(W >= w) under random signs of one row of values, zeros and ties included."""
+    statistic, ranks = _signed_ranks(values)
     if len(ranks) > EXACT_IMAGES:
-        spread = np.sqrt(np.sum(ranks**2)) / 2
-        centre = ranks.sum() / 2
-        low = stats.norm.cdf((statistic + 0.5 - centre) / spread)
-        return float(low), float(stats.norm.sf((statistic - 0.5 - centre) / spread))
-    mass = _rank_distribution(np.rint(2 * ranks).astype(int))
+        low, high = _normal_tails(np.array(statistic), ranks.sum() / 2, float(np.sqrt(np.sum(ranks**2)) / 2))
+        return float(low), float(high)
+    mass = _rank_distribution(tuple(np.rint(2 * ranks).astype(int)))
     position = round(2 * statistic)
     return float(mass[: position + 1].sum()), float(mass[position:].sum())
 
 
-def _rank_distribution(steps: NDArray[np.int_]) -> Array:
+@lru_cache(maxsize=64)
+def _rank_distribution(steps: tuple[int, ...]) -> Array:
     """Probabilities of every subset sum of `steps`, each step taken with probability one half."""
-    mass = np.zeros(steps.sum() + 1)
+    mass = np.zeros(sum(steps) + 1)
     mass[0] = 1.0
+    reach = 0
     for step in steps:
-        shifted = np.zeros_like(mass)
-        shifted[step:] = mass[: len(mass) - step]
-        mass = (mass + shifted) / 2
+        shifted = mass[: reach + 1] / 2
+        mass[: reach + 1] = shifted
+        mass[step : step + reach + 1] += shifted
+        reach += step
     return mass
 
 
-def _signed_rank_p(values: Array) -> float:
-    statistic, ranks = _signed_ranks(values)
-    return min(1.0, 2 * min(_rank_tails(statistic, ranks)))
+def signed_rank_tails(values: Array) -> tuple[Array, Array]:
+    """P(W <= w) and P(W >= w) under random signs for every row of (rows, n) values.
+
+    Exact up to `EXACT_IMAGES` values, ties and zeros included; beyond, the normal limit.
+    """
+    n = values.shape[1]
+    ranks = stats.rankdata(np.round(np.abs(values), 12), axis=1)
+    statistic = np.sum(ranks * (values > 0), axis=1)
+    if n > EXACT_IMAGES:
+        low, high = _normal_tails(statistic, n * (n + 1) / 4, np.sqrt(n * (n + 1) * (2 * n + 1) / 24))
+    else:
+        below = np.cumsum(_rank_distribution(tuple(range(1, n + 1))))
+        position = np.floor(statistic).astype(int)
+        low, high = below[position], below[n * (n + 1) // 2 - position]
+    # A tie lowers the sum of the squared ranks.
+    odd = (np.sum(ranks**2, axis=1) < n * (n + 1) * (2 * n + 1) / 6) | np.any(np.abs(values) <= ROUNDING, axis=1)
+    for row in np.flatnonzero(odd):
+        low[row], high[row] = _tied_tails(values[row])
+    return low, high
 
 
-def _signed_rank_equivalence(values: Array, margin: float) -> float:
+def signed_rank_p(values: Array, margin: float = np.inf) -> tuple[Array, Array]:
+    """Two-sided p of the signed-rank test for every row of (rows, n) values, and p of TOST against ±margin."""
+    p = np.minimum(1.0, 2 * np.minimum(*signed_rank_tails(values)))
     if not np.isfinite(margin):
-        return np.nan
-    above = _rank_tails(*_signed_ranks(values + margin))[1]
-    below = _rank_tails(*_signed_ranks(values - margin))[0]
-    return max(above, below)
+        return p, np.full(len(values), np.nan)
+    return p, np.maximum(signed_rank_tails(values + margin)[1], signed_rank_tails(values - margin)[0])
 
 
-def walsh_interval(values: Array, alpha: float) -> tuple[float, float, float]:
+def walsh_interval(values: Array, alpha: float) -> tuple[Array, Array, Array]:
     """Hodges–Lehmann pseudo-median and its 1 − alpha interval by inverting the signed-rank test.
 
     The ends are infinite where so few values cannot give that coverage.
+
+    Args:
+        values: (..., n).
+        alpha: one minus the coverage.
     """
-    first, second = np.triu_indices(len(values))
-    walsh = np.sort((values[first] + values[second]) / 2)
-    if len(values) > EXACT_IMAGES:
-        n = len(values)
+    n = values.shape[-1]
+    first, second = np.triu_indices(n)
+    walsh = np.sort((values[..., first] + values[..., second]) / 2, axis=-1)
+    if n > EXACT_IMAGES:
         spread = np.sqrt(n * (n + 1) * (2 * n + 1) / 24)
         outside = int(np.floor(n * (n + 1) / 4 - stats.norm.isf(alpha / 2) * spread + 0.5))
     else:
-        below = np.cumsum(_rank_distribution(np.arange(1, len(values) + 1)))
+        below = np.cumsum(_rank_distribution(tuple(range(1, n + 1))))
         outside = int(np.searchsorted(below, alpha / 2 * (1 + 1e-12), side="right"))
+    centre = np.median(walsh, axis=-1)
     if outside == 0:
-        return float(np.median(walsh)), -np.inf, np.inf
-    return float(np.median(walsh)), float(walsh[outside - 1]), float(walsh[-outside])
+        return centre, np.full_like(centre, -np.inf), np.full_like(centre, np.inf)
+    return centre, walsh[..., outside - 1], walsh[..., -outside]
 
 
 def signed_rank(deltas: Array, alpha: float, margin: float = np.inf) -> ClaimTest:
@@ -202,17 +275,11 @@ def signed_rank(deltas: Array, alpha: float, margin: float = np.inf) -> ClaimTes
     Exact up to `EXACT_IMAGES` images, ties included. Arguments as in `paired_t`.
     """
     values = deltas.mean(axis=0)
-    centre, low, high = walsh_interval(values, alpha)
+    centre, low, high = map(float, walsh_interval(values, alpha))
     if np.ptp(values) <= ROUNDING and abs(centre) <= ROUNDING:
         return ClaimTest(0.0, 0.0, 0.0, 1.0, 0.0 if np.isfinite(margin) else np.nan)
-    return ClaimTest(
-        centre,
-        low,
-        high,
-        _signed_rank_p(values),
-        _signed_rank_equivalence(values, margin),
-        smallest_p=2.0 ** (1 - len(values)),
-    )
+    p, p_equivalent = (float(part[0]) for part in signed_rank_p(values[None], margin))
+    return ClaimTest(centre, low, high, p, p_equivalent, smallest_p=2.0 ** (1 - len(values)))
 
 
 CLAIMS: dict[str, Callable[[Array, float, float], ClaimTest]] = {
@@ -222,17 +289,24 @@ CLAIMS: dict[str, Callable[[Array, float, float], ClaimTest]] = {
 }
 
 
-def correct(p_values: Sequence[float], method: str) -> Array:
+def correct(p_values: Sequence[float] | Array, method: str) -> Array:
     """Adjusted p values of a declared family; a comparison without a test counts as p = 1 and stays NaN.
 
+    statsmodels' `multipletests` gives the same for one family, after a garbage collection of the whole process.
+
     Args:
-        p_values: one per declared comparison.
+        p_values: (..., family), one per declared comparison.
         method: `holm` or `none`.
     """
     p = np.asarray(p_values, float)
-    if method == "none" or not len(p):
+    if method == "none" or not p.size:
         return p
-    adjusted = np.asarray(multipletests(np.where(np.isnan(p), 1.0, p), method=method)[1], float)
+    family = p.shape[-1]
+    known = np.where(np.isnan(p), 1.0, p)
+    order = np.argsort(known, axis=-1)
+    stepped = np.take_along_axis(known, order, axis=-1) * np.arange(family, 0, -1)
+    adjusted = np.empty_like(p)
+    np.put_along_axis(adjusted, order, np.minimum(1.0, np.maximum.accumulate(stepped, axis=-1)), axis=-1)
     return np.where(np.isnan(p), np.nan, adjusted)
 
 
@@ -248,16 +322,22 @@ def rank_biserial(deltas: Array) -> float:
     return float((2 * positive - total) / total) if total else 0.0
 
 
-def bootstrap_interval(deltas: Array, alpha: float, seed: int, resamples: int = 10_000) -> tuple[float, float]:
-    """Percentile interval of the mean with seeds and images resampled; it describes and never decides.
-
-    It rejects far too often at few seeds (protocols: 12 to 24% at a nominal 5% with three).
-    """
-    seeds, images = deltas.shape
+@lru_cache(maxsize=4)
+def resample_counts(seeds: int, images: int, seed: int, resamples: int) -> tuple[Array, Array]:
+    """How often each resample has each seed, (resamples, seeds), and each image, (resamples, images): multinomial."""
     rng = np.random.default_rng(seed)
     rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
     columns = rng.multinomial(images, np.full(images, 1 / images), size=resamples)
-    means = np.sum(rows @ deltas * columns, axis=1) / (seeds * images)
+    return rows.astype(float), columns.astype(float)
+
+
+def bootstrap_interval(deltas: Array, alpha: float, seed: int, resamples: int = 10_000) -> tuple[float, float]:
+    """Percentile interval of the mean with seeds and images resampled; it describes and never decides.
+
+    It rejects far too often at few seeds (docs/calibration.md).
+    """
+    rows, columns = resample_counts(*deltas.shape, seed, resamples)
+    means = np.sum(columns @ deltas.T * rows, axis=1) / deltas.size
     low, high = np.quantile(means, (alpha / 2, 1 - alpha / 2))
     return float(low), float(high)
 

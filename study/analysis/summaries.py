@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from study.analysis import origins
 from study.analysis.comparisons import CLAIM_NAMES, Comparison, declared_pairs, protocol_means
 from study.analysis.complexity import NAMES
 from study.analysis.power import detectable_effect
+from study.analysis.ranking import rank_cells, ranking_caption
 from study.analysis.results import STATES, Measure, Results
-from study.analysis.statistics import rank_variants
 from study.analysis.tables import Column, Entry, Table, Value
 from study.analysis.verdicts import attainability, decide, digits_of, interval, p_text, signed
 from study.grid.plan import Cell
@@ -108,7 +109,8 @@ def mean_entry(results: Results, cell: str, measure: Measure) -> Entry:
         return Entry(None)
     declared = len(results.cells[cell].runs)
     suffix = "" if cell in results.untrained else f"(n = {len(means)})"
-    return Entry(float(means.mean()), suffix, "warn" if len(means) < declared else "")
+    tone = "warn" if len(means) < declared else ""
+    return Entry(float(means.mean()), suffix, tone, origins.of_mean(results, cell, measure))
 
 
 def _gain(results: Results, cell: str, measure: Measure) -> Entry:
@@ -150,8 +152,13 @@ def _unfinished(results: Results) -> list[str]:
     return [f"Unfinished, finished of declared seeds: {'; '.join(missing)}."] if missing else []
 
 
-def comparison_table(comparisons: Sequence[Comparison], name: str, caption: str) -> Table:
-    """Estimates before p values; exploratory rows have neither a corrected p nor a verdict."""
+def comparison_table(
+    comparisons: Sequence[Comparison], name: str, caption: str, results: Results | None = None
+) -> Table:
+    """Estimates before p values; exploratory rows have neither a corrected p nor a verdict.
+
+    With `results` each mean difference says which runs it comes from.
+    """
     declared = any(comparison.family for comparison in comparisons)
     digits = max((digits_of(comparison) for comparison in comparisons), default=3)
     unit = comparisons[0].measure.unit if comparisons else ""
@@ -167,11 +174,15 @@ def comparison_table(comparisons: Sequence[Comparison], name: str, caption: str)
         partial = "" if comparison.complete or absent else "(preliminary)"
         row: list[Value] = [comparison.label]
         row += [] if declared else [comparison.measure.dataset, CLAIM_NAMES[comparison.claim]]
-        row += [None if absent else comparison.mean, interval(comparison.test.low, comparison.test.high, digits)]
-        row += [p_text(comparison.test.p)]
-        row += [p_text(comparison.p_corrected), Entry(verdict, partial, TONES.get(verdict, "warn"))] if declared else []
+        detail = "" if absent or results is None else origins.of_comparison(results, comparison)
+        row.append(Entry(None if absent else comparison.mean, detail=detail))
+        row.append(Entry(interval(comparison.test.low, comparison.test.high, digits), order=comparison.test.low))
+        row.append(p_entry(comparison.test.p))
+        row += (
+            [p_entry(comparison.p_corrected), Entry(verdict, partial, TONES.get(verdict, "warn"))] if declared else []
+        )
         row += [None if absent else comparison.share_improved, None if absent else comparison.rank_biserial]
-        row += [interval(*comparison.bootstrap, digits)]
+        row.append(Entry(interval(*comparison.bootstrap, digits), order=comparison.bootstrap[0]))
         rows.append(tuple(row))
     notes = (
         "Interval: of the named claim's test, not corrected for the number of comparisons.",
@@ -179,6 +190,11 @@ def comparison_table(comparisons: Sequence[Comparison], name: str, caption: str)
         "description only; it is too narrow at few seeds.",
     )
     return Table(name, caption, tuple(columns), tuple(rows), notes)
+
+
+def p_entry(p: float) -> Entry:
+    """A p value as text that sorts by its number."""
+    return Entry(p_text(p), order=p)
 
 
 def equivalence_table(comparisons: Sequence[Comparison]) -> Table:
@@ -190,7 +206,7 @@ def equivalence_table(comparisons: Sequence[Comparison]) -> Table:
             continue
         shown = decide(comparison) == "equivalent"
         text = "shown" if shown else attainability(comparison)
-        p = p_text(comparison.p_equivalent)
+        p = p_entry(comparison.p_equivalent)
         rows.append((comparison.label, comparison.margin, p, Entry(text, tone="good" if shown else "")))
     return Table("equivalence", "Is the difference inside the margin? Two one-sided tests.", columns, tuple(rows))
 
@@ -217,7 +233,8 @@ def noise_table(results: Results) -> Table:
             for level in (analysis.alpha, analysis.alpha / steps)
         ]
         name = Entry(cell, "(baseline)" if cell == analysis.baseline else "")
-        rows.append((name, n, *(None if math.isnan(value) else value for value in (sd, *values))))
+        spread = Entry(sd, detail=origins.of_spread(results, cell, primary, means)) if np.isfinite(sd) else None
+        rows.append((name, n, spread, *(None if math.isnan(value) else value for value in values)))
     return Table(
         "noise_floor",
         f"Noise floor: standard deviation over seeds of the mean {primary}.",
@@ -250,8 +267,11 @@ def protocol_table(results: Results) -> Table:
             None if spread is None else f"{spread:.{digits}f}",
             "above the gain" if small else "",
             "warn" if small else "",
+            order=spread,
         )
-        shown = [signed(part[name], digits=digits) if name in part else None for name in protocols]
+        shown = [
+            Entry(signed(part[name], digits=digits), order=part[name]) if name in part else None for name in protocols
+        ]
         rows.append((f"{cell} vs {reference}", *shown, last))
     if protocols and np.isfinite(list(level.values())).any():
         spread = f"{np.ptp(list(level.values())):.{digits}f}"
@@ -274,7 +294,12 @@ def runs_table(results: Results) -> Table:
         done, steps = status.get("step"), status.get("steps")
         step = f"{done:,} / {steps:,}" if isinstance(done, int) and isinstance(steps, int) else "—"
         tone = {"done": "good", "failed": "bad"}.get(state, "warn")
-        row = cell.name, str(seed), Entry(state, tone=tone), step, status.get("reason") or "", run or "—"
+        place = (
+            Entry(str(seed), order=seed),
+            Entry(state, tone=tone),
+            Entry(step, order=done if isinstance(done, int) else None),
+        )
+        row = cell.name, *place, status.get("reason") or "", run or "—"
         rows.append((STATES.index(state), row))
     rows.sort(key=lambda pair: pair[0])
     columns = tuple(Column(name) for name in ("cell", "seed", "state", "step", "reason", "run"))
@@ -291,22 +316,9 @@ def costs_table(results: Results) -> Table:
 
 def ranking_table(results: Results) -> Table | None:
     """Friedman's test over datasets; None with fewer than three trained cells or two datasets in common."""
-    primary = results.primary
-    trained = [cell for cell in results.cells if cell not in results.untrained]
-    scores = {
-        dataset: [results.mean(cell, replace(primary, dataset=dataset)) for cell in trained]
-        for dataset in results.datasets
-    }
-    complete = {dataset: row for dataset, row in scores.items() if np.isfinite(row).all()}
-    if len(trained) < 3 or len(complete) < 2:
+    ranking = rank_cells(results)
+    if ranking is None:
         return None
-    ranking = rank_variants(np.array(list(complete.values())), results.plan.grid.analysis.alpha)
-    order = np.argsort(ranking.mean_ranks, kind="stable")
-    rows = tuple((trained[i], float(ranking.mean_ranks[i])) for i in order)
-    notes = (
-        f"Friedman over {len(complete)} datasets ({', '.join(complete)}): p = {p_text(ranking.p)}. Mean ranks differ "
-        f"when further apart than {ranking.critical_difference:.2f} (Nemenyi). For few datasets the test is rough.",
-    )
-    return Table(
-        "ranking", "Mean rank over datasets, 1 is best.", (Column("cell"), Column("mean rank", "", ".2f")), rows, notes
-    )
+    rows = tuple(zip(ranking.cells, map(float, ranking.mean_ranks), strict=True))
+    columns = (Column("cell"), Column("mean rank", "", ".2f"))
+    return Table("ranking", "Mean rank over datasets, 1 is best.", columns, rows, (ranking_caption(ranking),))

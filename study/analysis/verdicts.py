@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from study.analysis.comparisons import CLAIM_NAMES, TEST_NAMES, Comparison
+from study.analysis.power import SEEDS_LIMIT
 
 VERDICTS = {
     "better": "the difference is in favour of the first, beyond chance at the declared level",
@@ -125,19 +126,34 @@ def _conclusion(comparison: Comparison, verdict: str) -> str:
 
 def _reach(comparison: Comparison, digits: int, unit: str) -> str:
     parts = []
-    if comparison.claim == "same_images" and np.isfinite(comparison.detectable):
+    if np.isfinite(comparison.detectable):
         found = f"{comparison.detectable:.{digits}f} {unit}".strip()
         parts.append(f"The smallest effect this design finds with power {comparison.power:g} is about {found}.")
     if np.isfinite(comparison.margin):
-        parts.append(f"Equivalence within {comparison.margin:g} {unit}: {attainability(comparison)}.")
+        margin = f"{comparison.margin:g} {unit}"
+        if not np.isnan(comparison.needed_to_find):
+            needed = counted(comparison.needed_to_find, comparison)
+            parts.append(f"Finding a true difference of {margin} takes {needed}.")
+        parts.append(f"Equivalence within {margin}: {attainability(comparison)}.")
     return " ".join(parts)
+
+
+def counted(needed: float, comparison: Comparison) -> str:
+    """A needed number of seeds or images in words."""
+    count = f"more than {SEEDS_LIMIT:,}" if np.isinf(needed) else f"about {needed:.0f}"
+    return f"{count} {units(comparison)}"
+
+
+def units(comparison: Comparison) -> str:
+    """What the claim's design gets more of: `seeds` or `images`."""
+    return "images" if comparison.claim == "these_weights" else "seeds"
 
 
 def attainability(comparison: Comparison) -> str:
     """Whether the design could have shown equivalence within the margin, and what it would take."""
     if comparison.test.low > comparison.margin or comparison.test.high < -comparison.margin:
         return "no, the whole interval lies beyond the margin"
-    unit = "images" if comparison.claim == "these_weights" else "seeds"
+    unit = units(comparison)
     have = len(comparison.deltas.images if unit == "images" else comparison.deltas.seeds)
     if np.isnan(comparison.needed):
         return "not attainable, too little is known of the spread"

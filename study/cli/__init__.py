@@ -5,10 +5,10 @@ import sys
 from rich.console import Console
 
 from study import StudyError
-from study.cli import grids, networks
+from study.cli import evidence, grids, networks
 from study.cli.options import app
 
-__all__ = ["app", "grids", "main", "networks"]
+__all__ = ["app", "evidence", "grids", "main", "networks"]
 
 
 def main() -> None:

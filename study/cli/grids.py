@@ -8,8 +8,7 @@ import typer
 from rich.table import Table
 
 from study import StudyError
-from study.cli.options import BudgetName, CpuOnly, DataRoot, GridFile, ResultsFolder, app, out
-from study.grid.expand import load_plan
+from study.cli.options import BudgetName, CpuOnly, DataRoot, GridFile, ResultsFolder, app, load_grid, out, stored_grid
 from study.grid.plan import Plan, title
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def plan(
     from study.training.estimate import duration, estimate
     from study.training.execution import ImageSets
 
-    declared = _load(grid, budget, results)
+    declared = load_grid(grid, budget, results)
     images = ImageSets(data_root, results / "cache")
     estimates = estimate(declared, root=data_root, cpu=cpu, timed=time)
     view = Table(title=f"{declared.name}: {declared.grid.question}", title_justify="left")
@@ -115,7 +114,7 @@ def run(
     from study.training.runner import Options, run_grid
 
     placed = read_placement(placement)
-    declared = _load(grid, budget, results)
+    declared = load_grid(grid, budget, results)
     first = int(os.environ.get("RANK", "0")) == 0
     ended = run_grid(declared, Options(results, data_root, placed, cpu, workers))
     if first:
@@ -145,7 +144,7 @@ def status(grid: GridFile, budget: BudgetName = None, results: ResultsFolder = P
     from study.records.index import locate
     from study.training.display import table
 
-    declared = _load(grid, budget, results)
+    declared = load_grid(grid, budget, results)
     ids = locate(results / "runs", declared)
     names = {ids.get((cell.name, run.seed), title(cell, run)): title(cell, run) for cell, run in declared.runs()}
     out.print(table(declared.name, names, results / "runs"))
@@ -153,30 +152,42 @@ def status(grid: GridFile, budget: BudgetName = None, results: ResultsFolder = P
 
 @app.command()
 def report(
-    grid: GridFile,
+    grid: Annotated[Path | None, typer.Argument(metavar="[GRID]", help="a grid file; none with --tables")] = None,
+    tables: Annotated[
+        str | None, typer.Option(help="a paper's tables instead, published beside measured: catanet, spin, ctmsr")
+    ] = None,
     budget: BudgetName = None,
     results: ResultsFolder = Path("results"),
-    to: Annotated[Path | None, typer.Option("--to", help="folder to write [default: RESULTS/reports/GRID]")] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="folder to write; when absent RESULTS/reports/GRID or RESULTS/tables/PAPER"),
+    ] = None,
 ) -> None:
-    """Write a grid's report as HTML, Markdown and LaTeX, from parquet alone; torch is not needed."""
+    """Write a grid's report, or a paper's tables, as HTML, Markdown and LaTeX, from parquet alone, without torch."""
+    if (grid is None) == (tables is None):
+        raise StudyError("report: name a grid file, or --tables PAPER, and not both")
+    if grid is None and tables is not None:
+        _write_tables(tables, results, to)
+        return
+    assert grid is not None
     from study.analysis.report import build_report
-    from study.records.index import locate, status
-    from study.records.store import read
 
-    declared = _load(grid, budget, results)
-    runs = results / "runs"
-    ids = locate(runs, declared)
-    if not ids:
-        raise StudyError(f"{runs} holds no run of {grid}; `study run {grid}` makes them")
-    statuses = {run_id: status(runs, run_id) for run_id in ids.values()}
-    done = [run_id for run_id in ids.values() if statuses[run_id]["state"] == "done"]
+    stored = stored_grid(grid, budget, results)
     command = f"study report {grid}" + (f" --budget {budget}" if budget else "")
     command += "" if results == Path("results") else f" --results {results}"
-    written = build_report(
-        declared, ids, read(runs, done), statuses, runs, to or results / "reports" / declared.name, command
-    )
+    written = build_report(*stored, results / "runs", to or results / "reports" / stored[0].name, command)
     for name in ("report.html", "report.md", "report.tex"):
         out.print(str(written[name]), highlight=False, soft_wrap=True)
+
+
+def _write_tables(name: str, results: Path, to: Path | None) -> None:
+    from study.analysis.papers import build_tables
+    from study.analysis.rendering import REPORTS
+
+    command = f"study report --tables {name}" + ("" if results == Path("results") else f" --results {results}")
+    folder = to or results / "tables" / name
+    for path in build_tables(REPORTS / "tables", name, results / "runs", folder, command).values():
+        out.print(str(path), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -193,7 +204,7 @@ def data(
     from study.grid.identity import sources
     from study.training.execution import ImageSets
 
-    declared = _load(grid, budget, results)
+    declared = load_grid(grid, budget, results)
     images = ImageSets(data_root, results / "cache")
     view = Table(title=f"{declared.name}: image sets", title_justify="left")
     for name in ("set", "images", "content"):
@@ -225,10 +236,3 @@ def _draw_samples(declared: Plan, images: "ImageSets", path: Path) -> None:
         drawn.append(Sample(hr, lr, patches.describe(n)))
     save_samples(drawn, path)
     out.print(str(path), highlight=False, soft_wrap=True)
-
-
-def _load(grid: Path, budget: str | None, results: Path) -> Plan:
-    """The grid's runs; those that start from a run in the results folder have found it."""
-    from study.records.index import settle
-
-    return settle(load_plan(grid, budget), results / "runs")

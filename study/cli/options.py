@@ -1,10 +1,19 @@
 """The application, and the options that several verbs have."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
+
+from study import StudyError
+from study.grid.expand import load_plan
+from study.grid.plan import Plan
+
+if TYPE_CHECKING:
+    from study.records.store import Records
 
 app = typer.Typer(
     help="Ablation studies of image super-resolution: declare a grid, run it, read the report.\n\n"
@@ -25,3 +34,43 @@ DataRoot = Annotated[
     Path, typer.Option("--data-root", envvar="STUDY_DATA", help="folder that relative image paths start from")
 ]
 CpuOnly = Annotated[bool, typer.Option("--cpu", help="keep off the GPU even where there is one")]
+
+
+def named(text: str) -> str | dict[str, Any]:
+    """A network or image set as the command line names it: a word, or a YAML mapping."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise StudyError(f"{text!r} is not a YAML mapping: {error}") from None
+    return value
+
+
+def load_grid(grid: Path, budget: str | None, results: Path) -> Plan:
+    """The grid's runs; those that start from a run in the results folder have found it."""
+    from study.records.index import settle
+
+    return settle(load_plan(grid, budget), results / "runs")
+
+
+Stored = tuple[Plan, Mapping[tuple[str, int], str], "Records", Mapping[str, Mapping[str, Any]]]
+
+
+def stored_grid(grid: Path, budget: str | None, results: Path) -> Stored:
+    """A grid's runs with their ids, tables and states, from the results folder alone.
+
+    Raises:
+        StudyError: the folder holds none of them.
+    """
+    from study.records.index import locate, status
+    from study.records.store import read
+
+    declared = load_grid(grid, budget, results)
+    runs = results / "runs"
+    ids = locate(runs, declared)
+    if not ids:
+        raise StudyError(f"{runs} holds no run of {grid}; `study run {grid}` makes them")
+    statuses = {run_id: status(runs, run_id) for run_id in ids.values()}
+    done = [run_id for run_id in ids.values() if statuses[run_id]["state"] == "done"]
+    return declared, ids, read(runs, done), statuses

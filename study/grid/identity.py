@@ -28,7 +28,8 @@ def _canonical(value: Any, content: Callable[[Source | External], str | None]) -
     if isinstance(value, SOURCES):
         return content(value)
     if isinstance(value, External):
-        return {"kind": value.kind, "weights": content(value)}
+        body = {"kind": value.kind, "weights": content(value)}
+        return body if value.network is None else {**body, "network": _canonical(value.network, content)}
     if isinstance(value, Declared):
         drop = value.ineffective()
         body = {}

@@ -281,15 +281,17 @@ class Bicubic(Declared):
 
 
 class External(Declared):
-    """A trained network of any architecture that spandrel knows, evaluated as it is.
+    """A trained network from a weights file, evaluated as it is.
 
     Attributes:
         weights: a weights file; relative paths start from the data root. Its content counts, not its place.
+        network: what the file is of, such as `{kind: imdn}`; when absent, any architecture that spandrel knows.
     """
 
     trained: ClassVar[bool] = False
     kind: Literal["external"] = "external"
     weights: Annotated[str, NoEffect()]
+    network: Annotated[CATANet | SPIN | IMDN | CFSR | UNet, Field(discriminator="kind")] | None = None
 
 
 Model = Annotated[CATANet | SPIN | IMDN | CFSR | UNet | External | Bicubic, Field(discriminator="kind")]

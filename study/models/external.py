@@ -79,7 +79,8 @@ def placed(run: Run, root: Path) -> Run:
     """
     if not isinstance(run.model, ExternalConfig):
         return run
-    return run.model_copy(update={"model": ExternalConfig(weights=str(find_weights(run.model, root)))})
+    path = str(find_weights(run.model, root))
+    return run.model_copy(update={"model": run.model.model_copy(update={"weights": path})})
 
 
 def _recognise(path: Path) -> "ImageModelDescriptor":
@@ -96,7 +97,7 @@ def _recognise(path: Path) -> "ImageModelDescriptor":
             names = ", ".join(sorted(entry.architecture.name for entry in spandrel.MAIN_REGISTRY))
             raise WeightsError(
                 f"{path} is of no architecture that spandrel {spandrel.__version__} knows ({names}); "
-                "networks that have a kind of their own are loaded by that kind"
+                "a network that has a kind of its own is named beside it: network: {kind: imdn}"
             ) from error
         except Exception as error:  # its architectures raise whatever their code comes upon
             reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")

@@ -1,8 +1,9 @@
 """Which folder holds which run of a plan, found from the stored runs alone: no images and no network needed."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +64,19 @@ def settle(plan: Plan, runs: Path) -> Plan:
     Raises:
         RecordError: no such run, one that has not finished, or one of another network or scale.
     """
-    cells = tuple(replace(cell, runs=tuple(_settled(run, cell.name, runs) for run in cell.runs)) for cell in plan.cells)
-    return replace(plan, cells=cells)
+    stored = cache(lambda: dict(stored_runs(runs)))  # read once, and only where an id is named
+    cells = [
+        replace(cell, runs=tuple(_settled(run, cell.name, runs, stored) for run in cell.runs)) for cell in plan.cells
+    ]
+    return replace(plan, cells=tuple(cells))
 
 
-def _settled(run: Run, cell: str, runs: Path) -> Run:
+def _settled(run: Run, cell: str, runs: Path, find: Callable[[], Mapping[str, Run]]) -> Run:
     if run.start is None:
         return run
     if isinstance(run.start, Run):
-        return run.model_copy(update={"start": _settled(run.start, cell, runs)})
-    stored = dict(stored_runs(runs))
+        return run.model_copy(update={"start": _settled(run.start, cell, runs, find)})
+    stored = find()
     if run.start not in stored:
         raise RecordError(f"start of {cell!r}: {runs} holds no run {run.start!r}; {nearest(run.start, stored)}")
     if not finished(runs / run.start):

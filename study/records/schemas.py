@@ -65,5 +65,32 @@ BENCH = pa.schema(
     ]
 )
 
+NOISE_FLOOR = pa.schema(
+    [
+        _field("seed", pa.int64(), "of one network's training"),
+        _field("dataset", pa.string(), "name under evaluation.datasets"),
+        _field("image", pa.string(), "file name without its ending"),
+        _field("psnr", pa.float64(), "under the primary protocol", "dB"),
+    ]
+)
+
+CALIBRATION = pa.schema(
+    [
+        _field("claim", pa.string(), "same_images, new_images or these_weights"),
+        _field("method", pa.string(), "test and interval"),
+        _field("model", pa.string(), "what the grids were drawn from"),
+        _field("seeds", pa.int64(), "of a grid"),
+        _field("images", pa.int64(), "of a grid"),
+        _field("interaction_db", pa.float64(), "standard deviation of an image's persistent effect on an arm", "dB"),
+        _field("effect_db", pa.float64(), "the true difference", "dB"),
+        _field("what", pa.string(), "rejection under no effect, coverage of the interval, or power"),
+        _field("rate", pa.float64(), "share of the grids"),
+        _field("low", pa.float64(), "lower end of the rate's 95% interval"),
+        _field("high", pa.float64(), "its upper end"),
+        _field("grids", pa.int64(), "simulated"),
+        _field("nominal", pa.float64(), "what the rate should be; NaN for power"),
+    ]
+)
+
 RUN_TABLES = {"images": IMAGES, "scalars": SCALARS, "costs": COSTS}
-TABLES = {**RUN_TABLES, "bench": BENCH}
+TABLES = {**RUN_TABLES, "bench": BENCH, "noise_floor": NOISE_FLOOR, "calibration": CALIBRATION}

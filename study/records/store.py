@@ -6,13 +6,15 @@ A folder `results/runs/<id>/` holds `run.json`, `provenance.json`, `status.json`
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from study import StudyError
@@ -62,35 +64,70 @@ def write_table(folder: Path, name: str, rows: Iterable[Mapping[str, Any]]) -> N
 
 def read_table(folder: Path, name: str) -> pd.DataFrame:
     """Reads one table of one run; raises `RecordError` when it is absent, broken or of another schema."""
-    path = folder / f"{name}.parquet"
+    return _read_arrow(folder / f"{name}.parquet", TABLES[name]).to_pandas()
+
+
+def _read_arrow(path: Path, schema: pa.Schema, encoded: Sequence[str] = ()) -> pa.Table:
+    """A table whose columns `encoded` are dictionaries; a file opens in half the time that a data set takes."""
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path, read_dictionary=encoded) as file:
+            table = file.read(use_threads=False)
     except FileNotFoundError:
         raise RecordError(f"{path} is missing") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise RecordError(f"{path} is not a readable parquet file: {error}") from None
-    if not table.schema.equals(TABLES[name]):
-        raise RecordError(f"{path} has columns {table.schema.names}, expected {TABLES[name].names}")
-    return table.to_pandas()
+    if not table.schema.equals(schema):
+        raise RecordError(f"{path} has columns {table.schema.names}, expected {schema.names}")
+    return table
 
 
 @dataclass(frozen=True)
 class Records:
-    """Tidy frames over several runs; each has a first column `run` (the run's id) before the schema's columns."""
+    """Tidy frames over several runs; each has a first column `run` (the run's id) before the schema's columns.
+
+    What `read` returns has every column of text as categories, in the order in which they are met.
+    """
 
     images: pd.DataFrame
     scalars: pd.DataFrame
     costs: pd.DataFrame
 
 
-def read(runs: Path, ids: Iterable[str]) -> Records:
-    """Reads the tables of the runs `ids` under the folder `runs`; a table that a run lacks adds no rows."""
+def read(runs: Path, ids: Iterable[str], curves: Collection[str] | None = None) -> Records:
+    """Reads the tables of the runs `ids` under the folder `runs`; a table that a run lacks adds no rows.
+
+    Args:
+        runs: folder of the runs.
+        ids: of the runs to read.
+        curves: names of the scalars that are wanted, where not all are: of a long training they are most of the rows.
+
+    Raises:
+        RecordError: a file is broken or of another schema.
+    """
     ids = list(ids)
-    frames = {}
-    for name, schema in RUN_TABLES.items():
-        parts = [
-            read_table(runs / run, name).assign(run=run) for run in ids if (runs / run / f"{name}.parquet").exists()
-        ]
-        columns = ["run", *schema.names]
-        frames[name] = pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    frames = {name: _read_runs(runs, ids, name, curves if name == "scalars" else None) for name in RUN_TABLES}
     return Records(**frames)
+
+
+def _read_runs(runs: Path, ids: Sequence[str], name: str, kept: Collection[str] | None) -> pd.DataFrame:
+    """One table of all runs, of its rows those whose name is in `kept`."""
+    text = [field.name for field in RUN_TABLES[name] if field.type == pa.string()]
+    schema = pa.schema([_encoded(field) if field.name in text else field for field in RUN_TABLES[name]])
+    own = _encoded(pa.field("run", pa.string(), nullable=False))
+    parts = [pa.schema([own, *schema]).empty_table()]
+    for run in ids:
+        path = runs / run / f"{name}.parquet"
+        if path.exists():
+            table = _read_arrow(path, schema, text)
+            if kept is not None:
+                wanted = pc.is_in(table["name"], pa.array(kept, pa.string()))  # pyright: ignore[reportAttributeAccessIssue]
+                table = table.filter(wanted)
+            codes = pa.array(np.zeros(len(table), np.int32))
+            parts.append(table.add_column(0, own, pa.DictionaryArray.from_arrays(codes, [run])))
+    whole = pa.concat_tables(parts).unify_dictionaries()
+    parts.clear()  # so that the columns are freed as they are converted
+    return whole.to_pandas(split_blocks=True, self_destruct=True)
+
+
+def _encoded(field: pa.Field) -> pa.Field:
+    return field.with_type(pa.dictionary(pa.int32(), pa.string()))

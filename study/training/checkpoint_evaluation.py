@@ -1,5 +1,7 @@
 """A checkpoint, measured without a grid."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,41 @@ from rich.progress import Progress
 from study import StudyError
 from study.data.images import open_images
 from study.evaluation.rows import evaluate, not_computed
-from study.grid.schema import Bundled, Folder, Source
+from study.grid.schema import Bundled, Folder, Run, Source
 from study.training.networks import Given, choose_device, open_network
 from study.training.placement import keep_freed_memory
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network's values on image sets.
+
+    Attributes:
+        name: the kind, or the run's id.
+        run: what it is, and what it was measured on.
+        stored: whether it is a run that was trained here.
+        rows: one per dataset, image, protocol and metric, with its `value`.
+        missing: metric -> why it cannot be computed.
+    """
+
+    name: str
+    run: Run
+    stored: bool
+    rows: pd.DataFrame
+    missing: Mapping[str, str]
+
+    def means(self) -> list[dict[str, Any]]:
+        """`{dataset, protocol, metric, mean, n}`, one per combination, over images.
+
+        Those of a metric that cannot be computed have mean None, n 0 and a `reason`.
+        """
+        groups = self.rows.groupby(["dataset", "protocol", "metric"], sort=False)["value"]
+        means = groups.agg(["mean", "size"]).reset_index().rename(columns={"size": "n"}).to_dict("records")
+        return means + [
+            {"dataset": name, "protocol": "rgb", "metric": metric, "mean": None, "n": 0, "reason": reason}
+            for name in self.run.evaluation.datasets
+            for metric, reason in self.missing.items()
+        ]
 
 
 def evaluate_checkpoint(
@@ -25,8 +59,9 @@ def evaluate_checkpoint(
     root: Path,
     cache: Path,
     cpu: bool,
-) -> list[dict[str, Any]]:
-    """Means over images of every dataset, protocol and metric.
+    option: str = "--model",
+) -> Checkpoint:
+    """Measures a network on every image of some image sets.
 
     Args:
         model: a kind of the schema, a mapping with a `kind` and perhaps `weights`, or the folder of a finished run.
@@ -37,10 +72,7 @@ def evaluate_checkpoint(
         root: folder that relative paths of images, and of weights named in `model`, start from.
         cache: folder for decoded images.
         cpu: keep off the GPU.
-
-    Returns:
-        `{dataset, protocol, metric, mean, n}`, one per combination; those of a metric that cannot be computed have
-        mean None, n 0 and a `reason`.
+        option: what an error calls the network.
 
     Raises:
         StudyError: any argument is not what it should be; the message names it.
@@ -49,7 +81,7 @@ def evaluate_checkpoint(
     keep_freed_memory()
     device = choose_device(cpu)
     opened = open_network(
-        "--model", model, {**settings, "datasets": sources}, scale=scale, weights=weights, root=root, device=device
+        option, model, {**settings, "datasets": sources}, scale=scale, weights=weights, root=root, device=device
     )
     run, network = opened.run, opened.network
     missing = not_computed(run.evaluation, device)
@@ -61,12 +93,7 @@ def evaluate_checkpoint(
             rows += evaluate(
                 network, images, name, run.scale, run.evaluation, device, on_image=lambda _, t=task: progress.advance(t)
             )
-    left_out = [
-        {"dataset": name, "protocol": "rgb", "metric": metric, "mean": None, "n": 0, "reason": reason}
-        for name in sources
-        for metric, reason in missing.items()
-    ]
-    return _means(pd.DataFrame(rows)) + left_out
+    return Checkpoint(opened.name, run, opened.stored, pd.DataFrame(rows), missing)
 
 
 def name_source(item: str | dict[str, Any]) -> tuple[str, Source]:
@@ -86,8 +113,3 @@ def name_source(item: str | dict[str, Any]) -> tuple[str, Source]:
 
 def _plain(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "_-" else "_" for letter in name)
-
-
-def _means(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    means = rows.groupby(["dataset", "protocol", "metric"], sort=False)["value"].agg(["mean", "size"]).reset_index()
-    return means.rename(columns={"size": "n"}).to_dict("records")

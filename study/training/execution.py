@@ -26,6 +26,7 @@ from study.data.images import ImageSet, open_images
 from study.evaluation.complexity import measure_costs
 from study.evaluation.rows import evaluate, not_computed
 from study.evaluation.samples import save_crops
+from study.evaluation.thumbnails import save_thumbnails
 from study.grid.identity import inputs, run_id, specification
 from study.grid.models import External
 from study.grid.schema import SCHEMA_VERSION, Run, Source
@@ -296,6 +297,8 @@ def _conclude(
 ) -> None:
     """Evaluates, and records that the run is done."""
     status.write(state="running", phase="evaluating")
+    for source in run.evaluation.datasets.values():
+        save_thumbnails(machine.images[source], folder.parents[1] / "thumbnails")
     network = _finished_network(placed(run, machine.images.root), folder, accelerator)
     costs += _evaluate(run, network, folder, machine, accelerator, status)
     costs += measure_costs(network, run.scale, run.evaluation.cost_lr_px, accelerator.device)

@@ -29,11 +29,13 @@ class NamedNetwork:
         name: for tables and figures: the kind, or the run's id.
         run: what it is and how it is evaluated.
         network: loaded.
+        stored: whether it is a finished run's.
     """
 
     name: str
     run: Run
     network: nn.Module
+    stored: bool
 
 
 def choose_device(cpu: bool) -> torch.device:
@@ -90,7 +92,7 @@ def open_network(
     network = build(placed(run, root))
     if run.model.trained and weights is not None:
         load_weights(network, weights)
-    return NamedNetwork(name, run, network.to(device))
+    return NamedNetwork(name, run, network.to(device), stored)
 
 
 def _is_folder(given: Given) -> bool:

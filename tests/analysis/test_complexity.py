@@ -1,16 +1,18 @@
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from study.analysis.complexity import MEASURED, complexity_table, devices, draw_quality
-from study.analysis.figures import cell_styles
+from study.analysis.figures import MUTED, cell_styles
+from study.analysis.published_points import PublishedPoint, published_caption
 from study.analysis.statistics import mean_interval
-from tests.analysis.synthetic import GRID, arrange, draw_study, write_provenance
+from tests.analysis.synthetic import GRID, arrange, draw_study, points, write_provenance
 
 pytestmark = pytest.mark.usefixtures("style")
 
@@ -25,9 +27,9 @@ def change(study, keep):
     study.records = replace(study.records, costs=study.records.costs[keep(study.records.costs)])
 
 
-def draw(study) -> Figure:
+def draw(study, *published) -> Figure:
     results = arrange(study)
-    figure = draw_quality(results, cell_styles(results))
+    figure = draw_quality(results, cell_styles(results), published)
     assert figure is not None
     return figure
 
@@ -161,3 +163,98 @@ def test_one_seed_has_no_interval(tmp_path):
     heights = [np.ravel(line.get_ydata()) for line in draw(study).axes[0].lines]
     assert len(heights) == 7
     assert not any(np.ptp(height) for height in heights)
+
+
+def published_marks(axes):
+    return [line for line in axes.lines if line.get_color() == MUTED and line.get_marker() in "D^v<>"]
+
+
+def level(study):
+    results = arrange(study)
+    return results.mean("soft, count=8", results.primary)
+
+
+def key(figure):
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def test_published_points_are_hollow_grey_diamonds_over_multiply_adds_alone(study):
+    value = level(study)
+    published = [
+        PublishedPoint("CATANet", 477_000, 20e9, value + 0.2, "transcribed"),
+        PublishedPoint("EDSR", 43.1e6, 30e9, value + 0.1),
+        PublishedPoint("SPIN", None, 10e9, value, "unverified"),
+    ]
+    figure = draw(study, *published)
+    marks = published_marks(figure.axes[0])
+    assert [points(mark)[0].item() for mark in marks] == [20, 30, 10]
+    assert [points(mark)[1].item() for mark in marks] == pytest.approx([value + 0.2, value + 0.1, value])
+    assert {(mark.get_marker(), mark.get_markerfacecolor()) for mark in marks} == {("D", "none")}
+    assert not published_marks(figure.axes[1])
+    assert key(figure) == ["a  CATANet (477 K, transcribed)", "b  EDSR (43.10 M)", "c  SPIN (unverified)"]
+    assert not draw(study).legends
+
+
+def test_the_panel_is_widened_for_points_within_reach_only(study):
+    before, value = draw(study).axes[0], level(study)
+    (left, right), (low, high) = before.get_xlim(), before.get_ylim()
+    near = PublishedPoint("near", None, 5 * right * 1e9, high + 0.9 * (high - low))
+    figure = draw(study, near)
+    axes = figure.axes[0]
+    assert axes.get_xlim() == pytest.approx((left, 6.5 * right))
+    assert axes.get_ylim() == pytest.approx((low, high + 0.95 * (high - low)))
+    assert figure.axes[1].get_ylim() == axes.get_ylim()
+    far = [
+        PublishedPoint("above", None, 12e9, value + 5),
+        PublishedPoint("below", None, 12e9, value - 5),
+        PublishedPoint("costly", None, 2894e9, value),
+        PublishedPoint("cheap", None, 1e7, value),
+        PublishedPoint("both", None, 2894e9, value + 5),
+    ]
+    figure = draw(study, *far)
+    axes = figure.axes[0]
+    assert (axes.get_xlim(), axes.get_ylim()) == ((left, right), (low, high))
+    marks = published_marks(axes)
+    assert [mark.get_marker() for mark in marks] == ["^", "v", ">", "<", "^"]
+    assert [points(mark)[0].item() for mark in marks[2:]] == pytest.approx([0.97, 0.03, 0.97])  # shares of the panel
+    assert [points(mark)[1].item() for mark in (*marks[:2], marks[4])] == pytest.approx([0.97, 0.03, 0.97])
+    assert key(figure)[0] == f"a  above: {value + 5:.2f} dB at 12 G"
+    assert key(figure)[4] == f"e  both: {value + 5:.2f} dB at 2,894 G"
+
+
+def test_a_published_point_without_multiply_adds_is_named_in_the_caption(study):
+    without = PublishedPoint("RFDN", 534_000, None, level(study), "transcribed")
+    figure = draw(study, without)
+    assert not published_marks(figure.axes[0])
+    assert not figure.legends
+    assert published_caption([without]) == "Published without multiply-adds at this output, so not drawn: RFDN."
+    both = published_caption([without, PublishedPoint("IMDN", 694_000, 159e9, 30.0)])
+    assert both.startswith("Hollow grey diamonds: published values")
+    assert both.endswith(" not drawn: RFDN.")
+    assert published_caption([]) == ""
+
+
+def test_without_measured_multiply_adds_nothing_published_is_drawn(study):
+    change(study, lambda costs: ~costs["name"].str.startswith("multiply_adds"))
+    figure = draw(study, PublishedPoint("CATANet", 477_000, 20e9, level(study)))
+    assert [axes.get_xlabel() for axes in figure.axes] == ["latency (ms), 64 × 64 input"]
+    assert not published_marks(figure.axes[0])
+    assert not figure.legends
+
+
+def test_letters_do_not_touch(study):
+    rng, value = np.random.default_rng(0), level(study)
+    published = [
+        PublishedPoint(f"{k}", 5e5, 10 ** rng.uniform(9.7, 10.8), value + rng.normal(0, 0.3)) for k in range(24)
+    ]
+    published += [PublishedPoint("twin", None, 2e10, value + 0.2)] * 3
+    figure = draw(study, *published)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the line to its mark
+    assert [text.get_text() for text in axes.texts[-2:]] == ["z", "a1"]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    marks = [mark.get_transform().transform(mark.get_xydata())[0] for mark in published_marks(axes)]
+    assert not any(box.contains(x, y) for box in boxes for x, y in marks)
+    panel = axes.get_window_extent()
+    assert all(panel.x0 <= box.x0 and box.x1 <= panel.x1 and panel.y0 <= box.y0 <= panel.y1 for box in boxes)

@@ -63,6 +63,14 @@ def test_many_images_name_the_ends_only(tmp_path):
     assert len(axes.get_yticklabels()) == 2
 
 
+@pytest.mark.parametrize(("images", "drawn_as_pixels"), [(NAMED_IMAGES, False), (NAMED_IMAGES + 1, True)])
+def test_the_dots_of_many_images_are_pixels(images, drawn_as_pixels, tmp_path):
+    results = arrange(draw_study(tmp_path, images=images))
+    axes = draw_images(compare_declared(results), cell_styles(results)).axes[0]
+    dots = [line for line in axes.lines if line.get_alpha() == 0.5]
+    assert [bool(line.get_rasterized()) for line in dots] == [drawn_as_pixels] * 2
+
+
 def test_counts_are_a_line_for_each_family(tmp_path):
     results = arrange(draw_study(tmp_path))
     figure = draw_counts(results, results.primary)

@@ -143,7 +143,7 @@ def test_ranking_needs_three_cells_and_two_datasets(study, tmp_path):
     table = summaries.ranking_table(arrange(study))
     assert table is not None
     assert table.rows[-1] == ("hard, count=8", 6.0)
-    assert "Friedman over 2 datasets (bundled, Set5)" in table.notes[0]
+    assert "Mean ranks over 2 datasets (bundled, Set5)" in table.notes[0]
     for seed in (0, 1):
         study.statuses[study.ids["soft, count=8", seed]]["state"] = "failed"
     assert summaries.ranking_table(arrange(study)) is None

@@ -50,9 +50,11 @@ def test_html(table):
     assert '<table id="table-main">' in html
     assert "<caption>Caption &lt;b&gt;.</caption>" in html
     assert '<th colspan="2" scope="colgroup" class="group">Set5</th>' in html
-    assert '<td class="number"><strong>30.12</strong> <span class="suffix">(n = 3)</span></td>' in html
+    assert (
+        '<td class="number" data-value="30.118"><strong>30.12</strong> <span class="suffix">(n = 3)</span></td>' in html
+    )
     assert '<span class="tone warn"><strong>30.12</strong> <span class="suffix">(n = 2)</span></span>' in html
-    assert '<th scope="row">&lt;script&gt;alert(1)&lt;/script&gt; &amp; a|b_c 50% $x$ {y} \\z</th>' in html
+    assert '<th scope="row">&lt;script&gt;aler<wbr>t(1)&lt;/script<wbr>&gt; &amp; a|b_c 50% $x$ {y} \\z</th>' in html
     assert "<script" not in html
     assert '<p class="note">A note &amp; more.</p>' in html
     assert html.count("<tr>") == 6
@@ -70,7 +72,7 @@ def test_markdown(table):
 
 def test_latex(table):
     lines = table.to_latex().split("\n")
-    assert lines[0] == r"\begin{tabular}{lrrr}"
+    assert lines[0] == r"\begin{tabular}{>{\raggedright\arraybackslash}p{24em}rrr}"
     assert lines[2] == r"\multicolumn{1}{c}{} & \multicolumn{2}{c}{Set5} & \multicolumn{1}{c}{} \\"
     assert lines[3] == r"\cmidrule(lr){2-3}"
     assert lines[6] == r"{}hard & \textbf{30.12} (n = 3) & \textbf{0.100} & 61,234 \\"

@@ -183,7 +183,7 @@ def test_an_unknown_architecture_names_the_file_and_what_is_known(tmp_path):
     path = save(IMDN(IMDNConfig(width=8, blocks=1), 2), tmp_path / "net.pth")
     with pytest.raises(WeightsError) as error:
         load(path)
-    for part in (str(path), "of no architecture that spandrel", "HAT", "SwinIR", "loaded by that kind"):
+    for part in (str(path), "of no architecture that spandrel", "HAT", "SwinIR", "network: {kind: imdn}"):
         assert part in str(error.value)
 
 
