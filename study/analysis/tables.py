@@ -204,8 +204,8 @@ class Table:
     def to_csv(self) -> str:
         """Numbers in full; a column with suffixes is followed by one that holds them.
 
-        Text that a spreadsheet would take for a formula (it begins with = + - @, a tab or a return, and is no number)
-        has an apostrophe before it.
+        Text that a spreadsheet would take for a formula (it begins with = + - @ or a tab, and is no number) has an
+        apostrophe before it.
         """
         entries = self.entries()
         noted = [any(row[j].suffix for row in entries) for j in range(len(self.columns))]
@@ -292,7 +292,9 @@ def _text(value: str | float | None, column: Column) -> str:
 def _plain(value: str | float | None) -> str:
     if not isinstance(value, str):
         return "" if value is None else repr(value)
-    return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) and not _number(value) else value
+    # A return would end the row for some readers; half a surrogate pair has no encoding.
+    text = value.replace("\r", " ").encode("utf-8", "backslashreplace").decode()
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) and not _number(text) else text
 
 
 def _number(text: str) -> bool:

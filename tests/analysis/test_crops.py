@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from study.analysis.crops import Tile, colour_prototypes, draw_crops, read_tiles
+from study.analysis.crops import Tile, colour_prototypes, draw_crops, picture_name, read_tiles
 from study.records.store import RecordError
 from tests.analysis.synthetic import arrange, draw_study, write_samples
 
@@ -62,3 +62,18 @@ def test_maps_stand_below_their_variant():
     assert [len(axes.images) for axes in grid[0]] == [1, 1, 1]
     assert [len(axes.images) for axes in grid[1]] == [0, 1, 0]
     assert grid[1, 1].get_title() == "assignment"
+
+
+def test_long_titles_are_broken_and_lose_their_middle():
+    picture = np.zeros((4, 4, 3), np.uint8)
+    titles = ["short", "soft, prototypes=128", "x" * 300, "a\nb\u200b"]
+    shown = [axes.get_title() for axes in draw_crops([Tile(title, "27.00 dB", picture) for title in titles]).axes]
+    assert shown[0] == "short\n27.00 dB"
+    assert shown[1] == "soft,\nprototypes=128\n27.00 dB"
+    assert max(map(len, shown[2].split("\n"))) == 18
+    assert len(shown[2].split("\n")) == 4
+    assert shown[3] == "a b[U+200B]\n27.00 dB"
+
+
+def test_the_first_figure_has_number_zero():
+    assert picture_name(0) == "crops-00"

@@ -20,23 +20,7 @@ from tests.analysis.hostile import REASON as REASON_OF_FAILURE
 from tests.analysis.synthetic import draw_study, write_provenance, write_samples
 
 VOID = {"meta", "br", "path", "use", "image", "rect", "link", "img", "wbr", "hr", "input"}
-DRAWN = {
-    "svg",
-    "metadata",
-    "RDF",
-    "format",
-    "Work",
-    "type",
-    "defs",
-    "style",
-    "g",
-    "path",
-    "use",
-    "text",
-    "image",
-    "clipPath",
-    "rect",
-}
+DRAWN = set("svg metadata RDF Work type format defs style g path use text image clipPath rect".split())  # noqa: SIM905
 TEXT = "{http://www.w3.org/2000/svg}text"
 
 

@@ -186,3 +186,28 @@ def test_an_evaluated_start_has_seeds_but_no_costs_of_training(tmp_path):
     assert column(summaries.noise_table(results), "seeds")["CT at 4 steps"].value == 3
     assert column(summaries.costs_table(results), "training")["CT at 4 steps"].value is None
     assert column(summaries.results_table(results), "PSNR")["CT at 4 steps"].suffix == "(n = 3)"
+
+
+def test_numbers_say_where_they_come_from(study):
+    results = arrange(study)
+    runs = ", ".join(study.ids["soft, count=16", seed] for seed in (0, 1))
+    assert f"runs {runs}." in column(summaries.results_table(results), "PSNR")["soft, count=16"].detail
+    assert f"runs {runs}." in column(summaries.noise_table(results), "sd over seeds")["soft, count=16"].detail
+    declared = compare_declared(results)
+    table = summaries.comparison_table(declared, "comparisons", "", results)
+    assert f"soft, count=16: runs {runs}." in column(table, "mean δ")["soft, count=16 vs hard, count=16"].detail
+    assert (
+        column(summaries.comparison_table(declared, "c", ""), "mean δ")["soft, count=16 vs hard, count=16"].detail == ""
+    )
+
+
+def test_texts_sort_by_their_numbers(study):
+    results = arrange(study)
+    declared = compare_declared(results)
+    table = summaries.comparison_table(declared, "comparisons", "")
+    assert [entry.order for entry in column(table, "p").values()] == [c.test.p for c in declared]
+    assert [entry.order for entry in column(table, "interval").values()] == [c.test.low for c in declared]
+    assert column(summaries.runs_table(results), "step")["soft, count=16"].order == 400
+    assert column(summaries.protocol_table(results), "uint8_y")[
+        "soft, count=16 vs hard, count=16"
+    ].order == pytest.approx(declared[0].mean)

@@ -1,6 +1,7 @@
 import csv
 import io
 import math
+import re
 
 import pytest
 
@@ -102,3 +103,45 @@ def test_minus_signs_are_typographic_and_latex_has_its_own():
 def test_a_row_of_the_wrong_length_is_refused():
     with pytest.raises(ValueError, match="table short: a row has 1 values, there are 2 columns"):
         Table("short", "", (Column("a"), Column("b")), (("x",),))
+
+
+def test_a_number_keeps_all_its_digits_for_sorting():
+    columns = (Column("x", "", ".1f"), Column("p"))
+    rows = (
+        (1 / 3, Entry("< 0.0001", order=1e-6)),
+        (math.inf, Entry("—", order=math.nan)),
+        (math.nan, "text"),
+        (-math.inf, None),
+    )
+    html = Table("t", "", columns, rows).to_html()
+    assert re.findall(r'data-value="([^"]*)"', html) == ["0.3333333333333333", "1e-06", "Infinity", "-Infinity"]
+    assert '<td class="ordered" data-value="1e-06">&lt; 0.0001</td>' in html
+
+
+def test_a_detail_is_in_the_page_alone():
+    entry = Entry(1.0, "(n = 3)", detail="runs <a>, b")
+    table = Table("t", "", (Column("name"), Column("x", "", ".1f")), (("hard", entry),))
+    assert (
+        '<td class="number" data-value="1.0"><span class="detailed" tabindex="0" aria-describedby="t-0-1">1.0 '
+        '<span class="suffix">(n = 3)</span><span class="detail" role="tooltip" id="t-0-1">runs &lt;a&gt;, b</span>'
+        "</span></td>"
+    ) in table.to_html()
+    assert not any("runs" in text for text in (table.to_markdown(), table.to_latex(), table.to_csv()))
+
+
+def test_csv_holds_no_formula():
+    texts = ("=1+1", "+x", "-x", "@x", "\tx", "a\rb", "\ud800", "-0.5", "+0.043", "1e-5", "−0.5", "hard", "")
+    table = Table("t", "", (Column("=head"), Column("x")), tuple((text, Entry("a", "=b")) for text in texts))
+    rows = list(csv.reader(io.StringIO(table.to_csv(), newline="")))
+    assert rows[0] == ["'=head", "x", "x note"]
+    assert [row[0] for row in rows[1:]] == [
+        "'=1+1", "'+x", "'-x", "'@x", "'\tx", "a b", "\\ud800", "-0.5", "+0.043", "1e-5", "−0.5", "hard", "",
+    ]  # fmt: skip
+    assert rows[1][2] == "'=b"
+
+
+def test_long_text_is_wrapped_in_latex():
+    columns = (Column("name"), Column("x", "", ".1f"), Column("reason"))
+    table = Table("t", "", columns, (("a" * 300, 1.0, "b" * 36), ("c", 2.0, "d" * 37)))
+    wide = r">{\raggedright\arraybackslash}"
+    assert table.to_latex().startswith(rf"\begin{{tabular}}{{{wide}p{{24em}}r{wide}p{{18em}}}}")
