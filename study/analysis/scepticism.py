@@ -127,8 +127,8 @@ def _remake(
         [part.get(name, comparison.test) for part, comparison in zip(changed, comparisons, strict=True)]
         for name in names
     ]
-    p = correct([[test.p for test in row] for row in tests], correction)
-    p_equivalent = correct([[test.p_equivalent for test in row] for row in tests], correction)
+    p = correct(np.array([[test.p for test in row] for row in tests]), correction)
+    p_equivalent = correct(np.array([[test.p_equivalent for test in row] for row in tests]), correction)
     found: list[list[Change]] = [[] for _ in comparisons]
     for i, name in enumerate(names):
         for k, comparison in enumerate(comparisons):
