@@ -237,6 +237,10 @@ def bench(
     report: Annotated[
         bool, typer.Option("--report", help="instead: time and memory of a report of 1,000,000 rows, and a bootstrap")
     ] = False,
+    calibration: Annotated[
+        bool,
+        typer.Option("--calibration", help="instead: how often the tests err, on simulated grids (minutes)"),
+    ] = False,
     cpu: CpuOnly = False,
 ) -> None:
     """Time training steps and inference against the floor: the operations over this machine's matrix rate.
@@ -244,8 +248,10 @@ def bench(
     Everything is interleaved in one process. Use a machine that does nothing else: two CPU threads that others
     interrupt wait for each other.
     """
-    if report:
-        _bench_report(to)
+    if report and calibration:
+        raise StudyError("--report and --calibration are two measurements; ask for one at a time")
+    if report or calibration:
+        (_bench_report if report else _bench_calibration)(to)
         return
     from study.training.bench import MODELS, headline, measure, save, tables
 
@@ -268,3 +274,19 @@ def _bench_report(to: Path | None) -> None:
     with TemporaryDirectory() as temporary, out.status("writing 500 made-up runs") as view:
         measured = measure_report(Size(500, 5, 400), to or Path(temporary), lambda what: view.update(what))
     show(scale_table(measured))
+
+
+def _bench_calibration(to: Path | None) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from study.analysis.calibration import GRIDS, calibrate, calibration_tables, save_calibration
+    from study.cli.evidence import show
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("simulated designs", total=None)
+        rows = calibrate(GRIDS, on_progress=lambda done, total: progress.update(task, completed=done, total=total))
+    if to is not None:
+        save_calibration(rows, to)
+    for table in calibration_tables(rows):
+        show(table)

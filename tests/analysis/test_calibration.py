@@ -1,10 +1,23 @@
 """The procedures, tested by simulation under the model of protocols: seed effect, persistent image effect, noise."""
 
 import numpy as np
+import pandas as pd
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
-from study.analysis.statistics import MeanSquares, bootstrap_interval, crossed_variance, paired_t, quasi_f, signed_rank
+from study import StudyError
+from study.analysis import calibration
+from study.analysis.calibration import Design, calibration_tables, mixed_model, simulate, variance_components
+from study.analysis.comparisons import TEST_NAMES
+from study.analysis.statistics import (
+    MeanSquares,
+    bootstrap_interval,
+    crossed_variance,
+    mean_squares,
+    paired_t,
+    quasi_f,
+    signed_rank,
+)
 
 SEED_DB, NOISE_DB = 0.03, 0.05
 GRIDS = 200_000  # error of a rate: 0.0005, small against the distance to the bounds
@@ -81,3 +94,110 @@ def test_the_bootstrap_would_reject_too_often():
         low, high = bootstrap_interval(deltas, 0.05, 0, resamples=1000)
         outside += low > 0 or high < 0
     assert outside / 200 > 0.1  # hence it describes and never decides
+
+
+NOISE_FLOOR = calibration.NOISE_FLOOR
+COMMITTED = NOISE_FLOOR.parent / "calibration"
+
+
+def committed():
+    return pd.read_parquet(COMMITTED / "calibration.parquet")
+
+
+def used(rows, what, claim):
+    return rows.query("what == @what and claim == @claim and method == @TEST_NAMES[@claim]")
+
+
+def rates(design, components):
+    rows = simulate(design, components, 4000)
+    keys = zip(rows["what"], rows["claim"], rows["method"], strict=True)
+    return dict(zip(keys, (rows["hits"] / rows["grids"]).to_numpy(), strict=True))
+
+
+def test_components_are_what_was_drawn():
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 3.0, 400) + rng.normal(0, 0.2, (200, 1)) + rng.normal(0, 0.1, (200, 400))
+    seed, image = np.indices(values.shape)
+    frame = pd.DataFrame({"seed": seed.ravel(), "image": image.ravel(), "psnr": values.ravel()})
+    found = variance_components(frame)
+    # A difference of two runs has twice the variance of one.
+    assert found.seed_db == pytest.approx(0.2 * np.sqrt(2), rel=0.15)
+    assert found.noise_db == pytest.approx(0.1 * np.sqrt(2), rel=0.01)
+    assert found.difficulty_db == pytest.approx(3.0, rel=0.1)
+    with pytest.raises(StudyError, match="2 seeds"):
+        variance_components(frame.query("seed < 2"))
+    with pytest.raises(StudyError, match="1 values missing"):
+        variance_components(frame.assign(psnr=frame["psnr"].where(frame.index > 0)))
+
+
+def reml_error(table):
+    """Standard error of the mean at the numerical optimum of the restricted likelihood, written out densely."""
+    seeds, images = table.shape
+    of_seeds = np.kron(np.eye(seeds), np.ones((images, images)))
+    of_images = np.kron(np.ones((seeds, seeds)), np.eye(images))
+    y, one = table.ravel(), np.ones(table.size)
+
+    def covariance(variances):
+        return variances[0] * np.eye(table.size) + variances[1] * of_seeds + variances[2] * of_images
+
+    def loss(variances):
+        v = covariance(variances)
+        weight = np.linalg.solve(v, one)
+        r = y - (weight @ y) / (weight @ one)
+        return np.linalg.slogdet(v)[1] + np.log(weight @ one) + r @ np.linalg.solve(v, r)
+
+    bounds = [(1e-6, None), (0, None), (0, None)]
+    fit = optimize.minimize(loss, np.full(3, table.var()), bounds=bounds, options={"ftol": 1e-14, "gtol": 1e-9})
+    return 1 / np.sqrt(one @ np.linalg.solve(covariance(fit.x), one))
+
+
+@pytest.mark.parametrize(("seed_db", "image_db"), [(0.2, 0.1), (0.0, 0.1), (0.2, 0.0), (0.0, 0.0)])
+def test_the_mixed_model_is_the_restricted_likelihoods_optimum(seed_db, image_db):
+    rng = np.random.default_rng(3)
+    table = 0.1 + rng.normal(0, seed_db, (5, 1)) + rng.normal(0, image_db, (1, 14)) + rng.normal(0, 0.05, (5, 14))
+    error, _ = mixed_model(mean_squares(table), 5, 14)
+    assert float(error) == pytest.approx(reml_error(table), rel=1e-3)
+
+
+def test_a_short_calibration_finds_who_errs():
+    _, components = calibration.read_noise_floor(NOISE_FLOOR)
+    rate = rates(Design("quiet", 3, 14, 0.1), components)
+    for claim, name in TEST_NAMES.items():
+        assert 0.02 <= rate["rejection", claim, name] <= 0.075
+        assert rate["coverage", claim, name] >= 0.925
+    assert rate["rejection", "new_images", TEST_NAMES["same_images"]] > 0.1  # images answer an arm differently
+    assert rate["rejection", "new_images", "two-level bootstrap, percentile"] > 0.06
+    assert rate["power", "these_weights", TEST_NAMES["these_weights"]] > 0.2
+    alike = rates(Design("quiet", 3, 14, 0.0), components)
+    assert alike["rejection", "new_images", "Wilcoxon over images"] > 0.2
+
+
+def test_the_committed_result_is_whole_and_the_tests_in_use_hold():
+    rows = committed()
+    designs = rows[["model", "seeds", "images", "interaction_db"]].drop_duplicates()
+    assert len(designs) == 3 * 9 * 4
+    for claim in TEST_NAMES:
+        rejection, coverage = used(rows, "rejection", claim), used(rows, "coverage", claim)
+        assert len(rejection) == len(coverage) == len(designs)
+        assert rejection["low"].to_numpy().max() <= calibration.MOST_REJECTED
+        assert coverage["high"].to_numpy().min() >= calibration.LEAST_COVERED
+    assert used(rows, "rejection", "same_images")["rate"].to_numpy().min() >= 0.04
+    assert [table.name.removeprefix("calibration_") for table in calibration_tables(rows)] == [
+        "rejection",
+        "coverage",
+        "power",
+    ]
+
+
+def test_the_committed_result_is_what_the_code_gives():
+    _, components = calibration.read_noise_floor(NOISE_FLOOR)
+    fresh = simulate(Design("as measured", 3, 5, 0.05), components, calibration.GRIDS)
+    key = ["claim", "method", "model", "seeds", "images", "interaction_db", "effect_db", "what"]
+    both = fresh.merge(committed(), on=key, suffixes=("", "_kept"))
+    assert len(both) == len(fresh)
+    assert np.abs(both["hits"].to_numpy() / both["grids_kept"].to_numpy() - both["rate"].to_numpy()).max() < 0.005
+
+
+def test_too_few_grids_are_refused():
+    with pytest.raises(StudyError, match="at least 1000 grids, got 10"):
+        calibration.calibrate(10)
