@@ -1,9 +1,11 @@
 """The alternative view: how probable it is that a variant is worse, equivalent or better, given a margin."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from study.analysis.comparisons import Comparison
 from study.analysis.statistics import ROUNDING, Array
@@ -40,11 +42,7 @@ def signed_rank_posterior(
         strength: weight of the pseudo-observation, in observations; above zero.
     """
     places = np.append(0.0, values)
-    rng = np.random.default_rng(seed)
-    draws = np.empty((samples, len(places)), np.float32)  # single precision: the three are only compared
-    draws[:, 0] = rng.standard_gamma(strength, size=samples)
-    draws[:, 1:] = rng.standard_exponential((samples, len(values)), np.float32)
-    draws /= draws.sum(axis=1, keepdims=True)
+    draws = _draws(len(values), seed, samples, strength)
     sums = places[:, None] + places
     worse, better = (
         np.einsum("ij,ij->i", draws @ beyond.astype(np.float32), draws)
@@ -52,6 +50,17 @@ def signed_rank_posterior(
     )
     largest = np.argmax([worse, 1 - worse - better, better], axis=0)
     return Probabilities(*(np.bincount(largest, minlength=3) / samples).tolist())
+
+
+@lru_cache(maxsize=2)
+def _draws(count: int, seed: int, samples: int, strength: float) -> NDArray[np.float32]:
+    """(samples, 1 + count) weights of the posterior, the pseudo-observation's first."""
+    rng = np.random.default_rng(seed)
+    draws = np.empty((samples, 1 + count), np.float32)  # single precision: probabilities are only compared
+    draws[:, 0] = rng.standard_gamma(strength, size=samples)
+    draws[:, 1:] = rng.standard_exponential((samples, count), np.float32)
+    draws /= draws.sum(axis=1, keepdims=True)
+    return draws
 
 
 def bayes_table(comparisons: Sequence[Comparison]) -> Table:

@@ -126,32 +126,28 @@ def compare(results: Results, cell: str, reference: str, measure: Measure, claim
         )  # fmt: skip
     test = CLAIMS[claim](values, analysis.alpha, margin)
     sign = -1 if measure.best == "low" else 1
-    spread = list(protocol_means(results, cell, reference, measure).values())
+    tested = Comparison(
+        cell, reference, measure, claim, deltas, test, float(values.mean()), family, test.p, test.p_equivalent,
+        min(1.0, test.smallest_p * steps), margin, analysis.alpha, analysis.power, share_improved(values * sign),
+        rank_biserial(values * sign),
+    )  # fmt: skip
+    return _described(results, tested, analysis.alpha / steps) if family else tested
+
+
+def _described(results: Results, comparison: Comparison, level: float) -> Comparison:
+    """A declared comparison with its bootstrap, power at a level, and spread over protocols."""
+    values, claim, power, margin = comparison.deltas.values, comparison.claim, comparison.power, comparison.margin
+    spread = list(protocol_means(results, comparison.cell, comparison.reference, comparison.measure).values())
     design = measure_spread(values, claim)
     units = values.shape[1] if claim == "these_weights" else len(values)
-    level = analysis.alpha / steps
-    return Comparison(
-        cell,
-        reference,
-        measure,
-        claim,
-        deltas,
-        test,
-        float(values.mean()),
-        family,
-        test.p,
-        test.p_equivalent,
-        min(1.0, test.smallest_p * steps),
-        margin,
-        analysis.alpha,
-        analysis.power,
-        share_improved(values * sign),
-        rank_biserial(values * sign),
-        bootstrap_interval(values, analysis.alpha, BOOTSTRAP_SEED),
-        detectable_difference(design, units, level, analysis.power),
-        needed_for_equivalence(values, claim, margin, level, analysis.power) if np.isfinite(margin) else np.nan,
-        needed_for_difference(design, margin, level, analysis.power) if np.isfinite(margin) else np.nan,
-        float(np.ptp(spread)) if spread else np.nan,
+    bounded = bool(np.isfinite(margin))
+    return replace(
+        comparison,
+        bootstrap=bootstrap_interval(values, comparison.alpha, BOOTSTRAP_SEED),
+        detectable=detectable_difference(design, units, level, power),
+        needed=needed_for_equivalence(values, claim, margin, level, power) if bounded else np.nan,
+        needed_to_find=needed_for_difference(design, margin, level, power) if bounded else np.nan,
+        protocol_spread=float(np.ptp(spread)) if spread else np.nan,
     )
 
 

@@ -4,9 +4,9 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
@@ -18,6 +18,9 @@ from study.analysis.statistics import Array
 from study.records.store import RecordError, read_json
 
 COLUMNS = 6
+MOST_PICTURED = 12  # cells of one figure
+MOST_IMAGES = 6
+GAP_IN, _LINE_IN = 0.08, 0.125
 _GOLDEN = 0.618033988749895
 
 
@@ -31,19 +34,25 @@ class Tile:
     map: np.ndarray | None = None
 
 
+Tiles = dict[tuple[str, str], list[Tile]]
+
+
 def picture_name(index: int) -> str:
     """File name, without ending, of the figure of the nth image of `read_tiles`."""
     return f"crops-{index:02d}"
 
 
-def read_tiles(results: Results, runs: Path) -> dict[tuple[str, str], list[Tile]]:
+def read_tiles(results: Results, runs: Path) -> Tiles:
     """(dataset, image) -> tiles: input, bicubic, each cell's first finished seed, truth.
+
+    The image's name carries the scale where the grid has several: they share no picture but the truth.
 
     Raises:
         RecordError: where an index names a file that is absent or is no picture.
     """
     tiles: dict[tuple[str, str], list[Tile]] = {}
     truths: dict[tuple[str, str], Tile] = {}
+    several = len({run.scale for cell in results.plan.cells for run in cell.runs}) > 1
     for cell in results.plan.cells:
         done = results.done(cell.name)
         if not done:
@@ -51,19 +60,56 @@ def read_tiles(results: Results, runs: Path) -> dict[tuple[str, str], list[Tile]
         folder = runs / results.ids[cell.name, done[0]] / "samples"
         index = folder / "index.json"
         for entry in read_json(index)["samples"] if index.exists() else ():
-            key = entry["dataset"], entry["image"]
+            place = entry["dataset"], entry["image"]
+            scale = f"×{entry['scale']}"
+            key = (place[0], f"{place[1]} {scale}") if several else place
             if key not in tiles:
+                alike = [name for name in results.bicubic if results.cells[name].runs[0].scale == entry["scale"]]
                 tiles[key] = [
-                    Tile("LR", f"×{entry['scale']}", _read(folder / entry["lr"])),
-                    Tile("bicubic", _psnr(results, results.bicubic, key), _read(folder / entry["bicubic"])),
+                    Tile("LR", scale, _read(folder / entry["lr"])),
+                    Tile("bicubic", _psnr(results, alike, place), _read(folder / entry["bicubic"])),
                 ]
                 truths[key] = Tile("HR", "", _read(folder / entry["hr"]))
             if cell.name in results.bicubic:
                 continue
             map_ = _read(folder / entry["map"], colour=False) if entry.get("map") else None
-            caption = _psnr(results, [cell.name], key, None if cell.name in results.untrained else done[0])
+            caption = _psnr(results, [cell.name], place, None if cell.name in results.untrained else done[0])
             tiles[key].append(Tile(cell.name, caption, _read(folder / entry["sr"]), map_))
     return {key: [*part, truths[key]] for key, part in tiles.items()}
+
+
+def pick_tiles(results: Results, tiles: Tiles) -> tuple[Tiles, list[str]]:
+    """The tiles to show, and sentences on what is not: a page that holds everything is one that nobody reads.
+
+    Of more than `MOST_PICTURED` cells the baseline and the best ones, of more than `MOST_IMAGES` images the first of
+    each dataset.
+
+    Args:
+        results: of the grid.
+        tiles: of `read_tiles`: input, bicubic, cells, truth.
+    """
+    notes = []
+    if len(tiles) > MOST_IMAGES:
+        first = dict(reversed(tiles))
+        kept = {key: part for key, part in tiles.items() if first[key[0]] == key[1]}
+        notes.append(f"Pictured: the first image of every dataset, {len(kept)} of {len(tiles)} kept ones.")
+        tiles = kept
+    cells = list(dict.fromkeys(tile.title for part in tiles.values() for tile in part[2:-1]))
+    if len(cells) > MOST_PICTURED:
+        primary, baseline = results.primary, results.plan.grid.analysis.baseline
+        sign = 1 if primary.best == "low" else -1
+
+        def rank(name: str) -> tuple[bool, float]:
+            value = sign * results.mean(name, primary)
+            return name != baseline, value if np.isfinite(value) else np.inf
+
+        chosen = set(sorted(cells, key=rank)[:MOST_PICTURED])
+        tiles = {
+            key: [*part[:2], *(tile for tile in part[2:-1] if tile.title in chosen), part[-1]]
+            for key, part in tiles.items()
+        }
+        notes.append(f"Pictured: {MOST_PICTURED} of {len(cells)} networks, {baseline!r} and the best by {primary}.")
+    return tiles, notes
 
 
 def _read(path: Path, colour: bool = True) -> np.ndarray:
@@ -93,31 +139,61 @@ def colour_prototypes(indices: np.ndarray) -> Array:
 
 
 def draw_crops(tiles: Sequence[Tile]) -> Figure:
-    """One image's tiles in rows, each assignment map below its variant."""
+    """One image's tiles in rows, each assignment map below its variant.
+
+    All share one canvas in one axes: an axes for each takes a hundred times as long.
+    """
     columns = -(-len(tiles) // -(-len(tiles) // COLUMNS))  # rows of about equal length
-    bands = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
-    rows: list[list[tuple[str, str, Any] | None]] = []
-    for band in bands:
-        rows.append([(tile.title, tile.caption, tile.pixels) for tile in band])
-        if any(tile.map is not None for tile in band):
-            rows.append([_map_of(tile) for tile in band])
-    side = WIDTH_IN / columns
-    figure = Figure(figsize=(WIDTH_IN, sum(side + (0.3 if any(t and t[0] for t in row) else 0.05) for row in rows)))
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for line, row in zip(grid, rows, strict=True):
-        for axes, tile in zip(line, row, strict=False):
-            if tile is None:
-                continue
-            title, caption, pixels = tile
-            axes.imshow(pixels)
-            axes.set_title(_lines(title, caption), fontsize=7.5, loc="center", fontweight="normal")
+    pitch = WIDTH_IN / columns
+    side = pitch - GAP_IN
+    pictures: list[tuple[float, float, np.ndarray]] = []  # left and top
+    titles: list[tuple[float, float, str]] = []  # centre and bottom
+    top = 0.0
+    for start in range(0, len(tiles), columns):
+        band = tiles[start : start + columns]
+        heads = [_lines(tile.title, tile.caption) for tile in band]
+        top += GAP_IN + _LINE_IN * max(1 + head.count("\n") for head in heads)
+        for place, (tile, head) in enumerate(zip(band, heads, strict=True)):
+            pictures.append((place * pitch, top, tile.pixels))
+            titles.append((place * pitch + side / 2, top, head))
+        top += side
+        maps = [(place * pitch, tile.map) for place, tile in enumerate(band) if tile.map is not None]
+        if maps:
+            top += GAP_IN + _LINE_IN
+            titles += [(left + side / 2, top, "assignment") for left, _ in maps]
+            pictures += [(left, top, colour_prototypes(map_)) for left, map_ in maps]
+            top += side
+    figure = Figure(figsize=(WIDTH_IN, top + GAP_IN), layout="none")  # pyright: ignore[reportArgumentType]
+    axes = lay_pictures(figure, pictures, side)
+    for centre, bottom, text in titles:
+        axes.text(centre, bottom - GAP_IN / 2, text, fontsize=7.5, ha="center", va="bottom", linespacing=1.15)
     return figure
 
 
-def _map_of(tile: Tile) -> tuple[str, str, Any] | None:
-    return None if tile.map is None else ("", "assignment", colour_prototypes(tile.map))
+def lay_pictures(figure: Figure, pictures: Sequence[tuple[float, float, np.ndarray]], side: float) -> Axes:
+    """One canvas with all pictures, on an axes that fills a figure and is measured in inches from its top left.
+
+    Args:
+        figure: without a layout engine.
+        pictures: left and top in inches, and (h, w, 3) pixels, 0 to 255 or 0 to 1, enlarged without interpolation.
+        side: of the square that the longer side of each picture fills, in inches.
+    """
+    width, height = figure.get_size_inches()
+    scale = max((max(pixels.shape) for _, _, pixels in pictures), default=1) / side  # canvas pixels per inch
+    canvas = np.zeros((round(height * scale), round(width * scale), 4), np.uint8)
+    for left, top, pixels in pictures:
+        colours = pixels if pixels.dtype == np.uint8 else np.rint(255 * pixels).astype(np.uint8)
+        size = [round(side * scale * n / max(colours.shape[:2])) for n in colours.shape[:2]]
+        rows, columns = (np.arange(n) * m // n for n, m in zip(size, colours.shape[:2], strict=True))
+        y, x = round(top * scale), round(left * scale)
+        part = canvas[y : y + size[0], x : x + size[1]]
+        part[..., :3] = colours[rows[:, None], columns][: part.shape[0], : part.shape[1]]
+        part[..., 3] = 255
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(canvas, extent=(0, canvas.shape[1] / scale, canvas.shape[0] / scale, 0), interpolation="none")
+    axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
+    axes.set_axis_off()
+    return axes
 
 
 def _lines(title: str, caption: str) -> str:

@@ -18,7 +18,6 @@ from study.analysis.results import Results
 from study.analysis.statistics import Array
 from study.grid.schema import Run
 
-POINTS = 100  # of a training curve; more are averaged in bins
 COLUMNS = 3
 LEAST_SHARE = 0.25  # of the axis for a stage, however short
 LETTER_SHARE = 0.033  # of a panel's width for a letter of a tick's label
@@ -33,7 +32,6 @@ DIAGNOSTICS = {
     "fake_loss": "loss of the fake network",
 }
 LINEAR = (VALIDATION, "clipped_share", "advantage_std", "forbidden_share")
-CURVES = (LOSS, "consistency", "matching", VALIDATION, *DIAGNOSTICS)  # all that is drawn
 
 
 @dataclass(frozen=True)
@@ -123,10 +121,6 @@ def draw_curves(panels: Sequence[Panel], styles: Mapping[str, Style], stages: Se
 
 def _curve(axes: Axes, rows: pd.DataFrame, cell: str, style: Style) -> None:
     steps, values = _table(rows)
-    if len(steps) > POINTS:  # mean of each bin, at its last step
-        edges = np.linspace(0, len(steps), POINTS + 1).astype(int)
-        values = np.stack([values[low:high].mean(axis=0) for low, high in itertools.pairwise(edges)])
-        steps = steps[edges[1:] - 1]
     every = max(1, len(steps) // 6)
     axes.plot(steps, _over_seeds(np.nanmean, values), label=cell, markevery=(every // 2, every), **style)
     if values.shape[1] > 1:

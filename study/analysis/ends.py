@@ -27,6 +27,7 @@ from study.records.store import RecordError, read_json
 
 PICTURE_IN = 1.05, 1.05, 0.75  # room for one beside one, two or three columns of panels
 NAME_WIDTH = 11  # characters above a picture
+MOST_PANELS = 6
 
 CAPTION = "Difference on every image: a dot for each seed, a large mark for their mean; shaded: the margin."
 PICTURED = "From the best at the top to the worst, with the images at both ends and their mean differences."
@@ -66,14 +67,14 @@ def draw_ends(
     """A panel for each comparison, its images from the largest loss to the largest gain, both ends pictured.
 
     Args:
-        comparisons: on one measure; those without values are left out.
+        comparisons: on one measure, see `panels_shown`.
         styles: of `cell_styles`.
         thumbnails: image name -> (h, w, 3) uint8; where empty, `draw_images` draws the differences alone.
 
     Returns:
         None where no comparison has values.
     """
-    shown = [comparison for comparison in comparisons if comparison.deltas.values.size]
+    shown = panels_shown(comparisons)
     if not shown or not thumbnails:
         return draw_images(shown, styles) if shown else None
     most = max(len(comparison.deltas.images) for comparison in shown)
@@ -99,9 +100,18 @@ def draw_ends(
     return figure
 
 
-def ends_caption(thumbnails: Mapping[str, np.ndarray]) -> str:
+def panels_shown(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Those with values; of more than `MOST_PANELS` the ones with the largest mean differences, in their order."""
+    valued = [comparison for comparison in comparisons if comparison.deltas.values.size]
+    largest = sorted(range(len(valued)), key=lambda index: -abs(valued[index].mean))[:MOST_PANELS]
+    return [valued[index] for index in sorted(largest)]
+
+
+def ends_caption(comparisons: Sequence[Comparison], thumbnails: Mapping[str, np.ndarray]) -> str:
     """What `draw_ends` shows."""
-    return f"{CAPTION} {PICTURED}" if thumbnails else CAPTION
+    valued = sum(bool(comparison.deltas.values.size) for comparison in comparisons)
+    part = f" {MOST_PANELS} of {valued} comparisons, those with the largest mean differences."
+    return f"{CAPTION}{f' {PICTURED}' if thumbnails else ''}{part if valued > MOST_PANELS else ''}"
 
 
 def _order(comparison: Comparison) -> list[str]:

@@ -1,14 +1,10 @@
-"""Figures from numbers: pure functions, frame in and matplotlib figure out, and how they are saved.
+"""Figures from numbers: pure functions, frame in and matplotlib figure out.
 
 A cell keeps its colour, marker and line style in every figure of a report, so that it is told apart in grey too.
 """
 
-import io
 import textwrap
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -17,12 +13,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter, FixedLocator, Formatter, FuncFormatter, MaxNLocator, NullLocator
-from matplotlib.transforms import Bbox
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from study.analysis.comparisons import CLAIM_NAMES, Comparison
-from study.analysis.markup import cut, one_line, reveal
+from study.analysis.markup import cut, one_line
 from study.analysis.results import Measure, Results
 from study.analysis.statistics import mean_interval
 from study.analysis.verdicts import decide, signed
@@ -30,84 +24,9 @@ from study.analysis.verdicts import decide, signed
 WIDTH_IN = 7.6
 NAMED_IMAGES = 30  # more of them do not fit as labels
 MOST_LOG_TICKS = 7
-LONGEST_LINE = 95  # characters that fit into WIDTH_IN
 MUTED = "#8a8a93"
 
 Style = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A saved figure.
-
-    Attributes:
-        name: file name without ending.
-        caption: what it shows and how to read it.
-        svg: the drawing.
-        paths: ending -> file.
-    """
-
-    name: str
-    caption: str
-    svg: str
-    paths: Mapping[str, Path]
-
-
-def save_figure(figure: Figure, folder: Path, name: str, caption: str) -> Picture:
-    """Writes SVG, PNG and PDF; equal figures give equal bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {ending: folder / f"{name}.{ending}" for ending in ("svg", "png", "pdf")}
-    with warnings.catch_warnings():
-        # A name may hold letters that the font lacks: boxes in PNG and PDF, and in the page another font's.
-        warnings.filterwarnings("ignore", "Glyph ", UserWarning)
-        return Picture(name, caption, _write(figure, paths), paths)
-
-
-def _write(figure: Figure, paths: Mapping[str, Path]) -> str:
-    """Writes a figure's files; its SVG."""
-    sink = io.StringIO()
-    _make_legible(figure)
-    box = _laid_out(figure)
-    # The SVG goes into the page, whose ground shows through; the other two stand on white.
-    bare = {"Date": None, "Creator": None}
-    figure.savefig(sink, format="svg", bbox_inches=box, metadata=bare, facecolor="none")
-    paths["svg"].write_text(sink.getvalue(), encoding="utf-8")
-    figure.savefig(paths["png"], bbox_inches=box, metadata={"Software": None})
-    figure.savefig(paths["pdf"], bbox_inches=box, metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    return sink.getvalue()
-
-
-class _Legible(Formatter):
-    """Tick labels of another formatter, made legible."""
-
-    def __init__(self, inner: Formatter) -> None:
-        self._inner = inner
-
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        return _legible(self._inner(x, pos))
-
-
-def _make_legible(figure: Figure) -> None:
-    """Labels hold names, and names hold anything: what is hidden is shown, and very long lines are cut."""
-    for text in figure.findobj(Text):
-        if isinstance(text, Text):
-            text.set_text(_legible(text.get_text()))
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            formatter = axis.get_major_formatter()
-            if isinstance(formatter, FixedFormatter | FuncFormatter):
-                axis.set_major_formatter(_Legible(formatter))
-
-
-def _legible(text: str) -> str:
-    return "\n".join(cut(reveal(line), LONGEST_LINE) for line in text.split("\n"))
-
-
-def _laid_out(figure: Figure) -> Bbox:
-    """Lays a figure out once for all its formats, which otherwise takes most of a report's time; its box in inches."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    return figure.get_tightbbox().padded(mpl.rcParams["savefig.pad_inches"])
 
 
 def cell_styles(results: Results) -> dict[str, Style]:
@@ -226,14 +145,15 @@ def order_images(comparisons: Sequence[Comparison]) -> list[str]:
 
 def draw_image_panel(axes: Axes, comparison: Comparison, order: Sequence[str], style: Style) -> None:
     """One comparison's differences, its images in the given order from below."""
-    places = [order.index(name) for name in comparison.deltas.images]
+    place = {name: index for index, name in enumerate(order)}
+    places = [place[name] for name in comparison.deltas.images]
     if np.isfinite(comparison.margin):
         axes.axvspan(-comparison.margin, comparison.margin, color=MUTED, alpha=0.22, linewidth=0)
     axes.axvline(0, color=mpl.rcParams["axes.edgecolor"], linewidth=0.8)
     size, small = (6, 2.6) if len(order) <= NAMED_IMAGES else (3.5, 1.4)
-    for values in comparison.deltas.values:
-        dots = {"marker": "o", "markersize": small, "color": style["color"], "alpha": 0.5}
-        axes.plot(values, places, linestyle="none", rasterized=len(order) > NAMED_IMAGES, **dots)
+    dots = {"marker": "o", "markersize": small, "color": style["color"], "alpha": 0.5, "linestyle": "none"}
+    seeds = comparison.deltas.values
+    axes.plot(seeds.ravel(), np.tile(places, len(seeds)), rasterized=len(order) > NAMED_IMAGES, **dots)
     means = comparison.deltas.values.mean(axis=0)
     axes.plot(means, places, linestyle="none", marker=style["marker"], markersize=size, color=style["color"])
     axes.set_title(wrap_label(comparison.label, 28), fontsize=8)

@@ -8,9 +8,11 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from study.analysis.crops import Tile, colour_prototypes
+from study.analysis.crops import GAP_IN, Tile, colour_prototypes, lay_pictures
 from study.analysis.figures import MUTED, WIDTH_IN
 from study.analysis.results import Results
 from study.analysis.statistics import Array
@@ -18,7 +20,7 @@ from study.analysis.tables import Column, Table, Value
 
 SHOWN = 4  # prototypes with a picture of their own
 MOST_CELLS = 8  # of one figure, which a page must hold
-_SIDE_IN, _GAP_IN, _TICKS_IN = 0.97, 0.08, 0.36
+_SIDE_IN, _TICKS_IN = 0.97, 0.36
 _ROW_IN, _ABOVE_IN = 1.64, 0.41  # of which above the pictures
 _NAME_CHARACTERS = 52
 _PALE, _INKED = 0.2, 0.55  # contrast of the tokens of other prototypes, and of a prototype's own
@@ -88,23 +90,38 @@ def draw_maps(tiles: Sequence[Tile], counts: Mapping[str, int] | None = None) ->
     if not shown:
         return None
     height = len(shown) * _ROW_IN
-    figure = Figure(figsize=(WIDTH_IN, height))
-    figure.set_layout_engine("none")  # the sizes are known; a layout would shrink pictures
-
-    def box(row: int, left: float, width: float) -> Axes:
-        bottom = height - row * _ROW_IN - _ABOVE_IN - _SIDE_IN
-        return figure.add_axes((left / WIDTH_IN, bottom / height, width / WIDTH_IN, _SIDE_IN / height))
-
-    for row, tile in enumerate(shown):
-        assert tile.map is not None
-        spread, count = occupancy(tile.map), (counts or {}).get(tile.title)
-        top = 1 - (row * _ROW_IN + _ABOVE_IN / 2) / height
-        figure.text(0, top, _heading(tile.title, spread, count), va="bottom", fontsize=8.5)
-        places = range(2 + min(SHOWN, len(spread.shares)))
-        _draw_row([box(row, place * (_SIDE_IN + _GAP_IN), _SIDE_IN) for place in places], tile, spread)
-        left = (2 + SHOWN) * (_SIDE_IN + _GAP_IN) + _TICKS_IN
-        _draw_shares(box(row, left, WIDTH_IN - left), spread, count)
+    figure = Figure(figsize=(WIDTH_IN, height), layout="none")  # pyright: ignore[reportArgumentType]
+    spreads = [occupancy(tile.map) for tile in shown if tile.map is not None]
+    rows = [_row_pictures(tile, spread) for tile, spread in zip(shown, spreads, strict=True)]
+    laid = [
+        (place * (_SIDE_IN + GAP_IN), index * _ROW_IN + _ABOVE_IN, picture)
+        for index, row in enumerate(rows)
+        for place, picture in enumerate(row)
+    ]
+    axes = lay_pictures(figure, [(left, top, picture.pixels) for left, top, picture in laid], _SIDE_IN)
+    for left, top, picture in laid:
+        axes.text(left, top - 0.04, picture.title, fontsize=7.5, va="bottom")
+        if picture.frame is not None:
+            axes.add_patch(
+                Rectangle((left, top), _SIDE_IN, _SIDE_IN, fill=False, edgecolor=picture.frame, linewidth=2.2)
+            )
+    for index, (tile, spread) in enumerate(zip(shown, spreads, strict=True)):
+        count = (counts or {}).get(tile.title)
+        axes.text(0, index * _ROW_IN + _ABOVE_IN / 2, _heading(tile.title, spread, count), va="bottom", fontsize=8.5)
+        left = (2 + SHOWN) * (_SIDE_IN + GAP_IN) + _TICKS_IN
+        bottom = height - index * _ROW_IN - _ABOVE_IN - _SIDE_IN
+        box = (left / WIDTH_IN, bottom / height, 1 - left / WIDTH_IN, _SIDE_IN / height)
+        _draw_shares(figure.add_axes(box), spread, count)
     return figure
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A title, (h, w, 3) pixels, and the colour of a frame."""
+
+    title: str
+    pixels: np.ndarray
+    frame: Array | None = None
 
 
 def _heading(title: str, spread: Occupancy, count: int | None) -> str:
@@ -113,33 +130,26 @@ def _heading(title: str, spread: Occupancy, count: int | None) -> str:
     return f"{name}: prototypes used here {used}, effective number {spread.effective:.1f}"
 
 
-def _draw_row(row: Sequence[Axes], tile: Tile, spread: Occupancy) -> None:
+def _row_pictures(tile: Tile, spread: Occupancy) -> list[_Picture]:
+    """Output, assignment, and the tokens of the most used prototypes, each in its colour."""
     assert tile.map is not None
     tokens = _at_tokens(tile.pixels, tile.map.shape)
-    row[0].imshow(tile.pixels, interpolation="none")
-    row[0].set_title("output", fontsize=7.5, fontweight="normal")
-    row[1].imshow(colour_prototypes(tile.map), interpolation="none")
-    row[1].set_title("assignment", fontsize=7.5, fontweight="normal")
-    for axes in row:
-        axes.set(xticks=[], yticks=[], anchor="NW")
-        axes.grid(visible=False)
-    for axes in row[:2]:
-        axes.set_axis_off()
-    for axes, prototype, share in zip(row[2:], spread.prototypes, spread.shares, strict=False):
-        axes.imshow(_lit(tokens, tile.map == prototype, _colour(prototype)), interpolation="none")
-        axes.set_title(f"#{prototype}: {_percent(share)}", fontsize=7.5, fontweight="normal")
-        axes.spines[:].set(visible=True, color=_colour(prototype), linewidth=2.2)
+    row = [_Picture("output", tile.pixels), _Picture("assignment", colour_prototypes(tile.map))]
+    for prototype, share in list(zip(spread.prototypes, spread.shares, strict=True))[:SHOWN]:
+        colour = colour_prototypes(np.array([[prototype]]))[0, 0]
+        lit = _lit(tokens, tile.map == prototype, colour)
+        row.append(_Picture(f"#{prototype}: {_percent(share)}", lit, colour))
+    return row
 
 
 def _draw_shares(axes: Axes, spread: Occupancy, count: int | None) -> None:
     """Bars in the prototypes' colours, the most used first; the dashed line is an even share."""
     rank = np.arange(1, len(spread.shares) + 1)
-    axes.bar(
-        rank,
-        100 * spread.shares,
-        width=0.86 if len(rank) <= 32 else 1,
-        color=colour_prototypes(spread.prototypes[None])[0],
-    )
+    half = 0.43 if len(rank) <= 32 else 0.5
+    heights = 100 * spread.shares
+    corners = [np.stack([rank + dx * half, heights * top], axis=1) for dx, top in ((-1, 0), (-1, 1), (1, 1), (1, 0))]
+    bars = np.stack(corners, axis=1)  # (bars, corners, 2)
+    axes.add_collection(PolyCollection(list(bars), facecolors=colour_prototypes(spread.prototypes[None])[0]))
     last = max(count or 0, len(rank))
     if count:
         axes.axhline(100 / count, color=mpl.rcParams["axes.edgecolor"], linewidth=0.9, linestyle=(0, (3, 2)))
@@ -165,10 +175,6 @@ def _lit(tokens: Array, members: np.ndarray, colour: Array) -> Array:
     """The crop in pale grey, the members in the prototype's colour, so that white and black ones are seen as well."""
     grey = tokens.mean(axis=-1, keepdims=True)
     return np.where(members[..., None], colour * (1 - _INKED * (1 - grey)), 1 - _PALE * (1 - grey))
-
-
-def _colour(prototype: int) -> Array:
-    return colour_prototypes(np.array([[prototype]]))[0, 0]
 
 
 def _percent(share: float) -> str:

@@ -8,8 +8,8 @@ import jinja2
 
 import study
 from study import StudyError
-from study.analysis.figures import Picture
 from study.analysis.markup import escape_markdown, escape_tex, inline_svg, reveal
+from study.analysis.pictures import Picture
 from study.analysis.sliders import Slider
 from study.analysis.tables import Table
 

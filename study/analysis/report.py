@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.style import context as style_context
 
 from study.analysis.comparisons import Comparison, compare_declared
-from study.analysis.figures import Picture
+from study.analysis.pictures import Picture, writing_beside
 from study.analysis.rendering import FORMATS, find_style, render
 from study.analysis.results import Results
 from study.analysis.sections import Section, build_sections
@@ -64,7 +64,7 @@ def build_report(
     style = find_style("report")
     results = Results(plan, ids, records, statuses)
     # Defaults first: neither a user's matplotlibrc nor an earlier figure may change the report's bytes.
-    with mpl.rc_context(), style_context(["default", style]):
+    with mpl.rc_context(), style_context(["default", style]), writing_beside():
         comparisons = compare_declared(results)
         sections = build_sections(results, comparisons, runs, out / "figures")
     written = {path.name: path for path in _write_tables(sections, out / "tables")}

@@ -9,13 +9,14 @@ from study.analysis import summaries
 from study.analysis.bayes import bayes_table
 from study.analysis.comparisons import Comparison, compare_exploratory
 from study.analysis.complexity import complexity_table, devices, draw_quality
-from study.analysis.crops import draw_crops, picture_name, read_tiles
+from study.analysis.crops import draw_crops, pick_tiles, picture_name, read_tiles
 from study.analysis.dynamics import diagnostic_panels, draw_curves, staged, training_panels
 from study.analysis.ends import draw_ends, ends_caption, read_thumbnails
-from study.analysis.figures import Picture, cell_styles, draw_counts, draw_forest, save_figure
+from study.analysis.figures import cell_styles, draw_counts, draw_forest
 from study.analysis.maps import draw_maps, maps_caption, occupancy_table, prototype_counts
 from study.analysis.metrics import not_computed, other_metrics_table
 from study.analysis.perception import against_bicubic, distortion_measure, draw_plane, realism_measures
+from study.analysis.pictures import Picture, save_figure
 from study.analysis.provenance import provenance_table
 from study.analysis.published import load_published, select
 from study.analysis.published_points import PublishedPoint, published_caption
@@ -29,6 +30,7 @@ from study.analysis.tables import Table
 from study.analysis.verdicts import listed
 
 Block = str | Table | Picture | Slider
+MOST_FOREST = 24  # rows of an exploratory forest plot; of more the table and the matrix tell as much
 OUTPUT = "1280 x 720 output"  # the note of published multiply-adds that ours can stand beside
 
 
@@ -55,7 +57,7 @@ def build_sections(results: Results, comparisons: list[Comparison], runs: Path, 
     exploratory = list(compare_exploratory(results))
     sections = [
         Section("declared", "What was declared", (summaries.declaration_table(results),)),
-        _comparison_section(comparisons, styles, folder),
+        _comparison_section(results, comparisons, styles, folder),
         _results_section(results, runs),
         _perception_section(results, styles, folder),
         Section("noise", "Noise floor", (summaries.noise_table(results),)),
@@ -78,7 +80,9 @@ def _shows(block: Block) -> bool:
     return bool(block.rows) if isinstance(block, Table) else bool(block)
 
 
-def _comparison_section(comparisons: list[Comparison], styles: dict[str, Any], folder: Path) -> Section:
+def _comparison_section(
+    results: Results, comparisons: list[Comparison], styles: dict[str, Any], folder: Path
+) -> Section:
     if not comparisons:
         return Section("comparisons", "Declared comparisons", ("No comparison was declared.",))
     caption = (
@@ -86,7 +90,8 @@ def _comparison_section(comparisons: list[Comparison], styles: dict[str, Any], f
         "hollow: preliminary. The interval is not corrected for the number of comparisons, the verdict is."
     )
     forest = save_figure(draw_forest(comparisons, styles), folder, "forest", caption)
-    table = summaries.comparison_table(comparisons, "comparisons", "Declared comparisons: the first minus the second.")
+    caption = "Declared comparisons: the first minus the second."
+    table = summaries.comparison_table(comparisons, "comparisons", caption, results)
     equivalence = summaries.equivalence_table(comparisons)
     return Section("comparisons", "Declared comparisons", (forest, table, *([equivalence] if equivalence.rows else [])))
 
@@ -163,7 +168,8 @@ def _images_section(
     figure = draw_ends(comparisons, styles, thumbnails)
     if figure is None:
         return Section("images", "Per image", ("No declared comparison has values yet.",))
-    return Section("images", "Per image", (save_figure(figure, folder, "images", ends_caption(thumbnails)),))
+    picture = save_figure(figure, folder, "images", ends_caption(comparisons, thumbnails))
+    return Section("images", "Per image", (picture,))
 
 
 def _training_section(results: Results, styles: dict[str, Any], folder: Path) -> Section:
@@ -203,7 +209,8 @@ def _counts_section(results: Results, folder: Path) -> Section:
 
 def _pictures_sections(results: Results, styles: dict[str, Any], runs: Path, folder: Path) -> Iterator[Section]:
     """The kept crops, their spectra, and the maps of their tokens' assignment."""
-    tiles = read_tiles(results, runs)
+    every = read_tiles(results, runs)
+    tiles, notes = pick_tiles(results, every)
     pictures = []
     for index, ((dataset, image), part) in enumerate(tiles.items()):
         caption = (
@@ -211,7 +218,7 @@ def _pictures_sections(results: Results, styles: dict[str, Any], runs: Path, fol
             "one colour per prototype, numbered apart in every network."
         )
         pictures.append(save_figure(draw_crops(part), folder, picture_name(index), caption))
-    yield Section("crops", "Crops", (*make_sliders(tiles), *pictures), exploratory=True)
+    yield Section("crops", "Crops", (*notes, *make_sliders(tiles), *pictures), exploratory=True)
     scales = {run.scale for cell in results.plan.cells for run in cell.runs}
     figure = draw_spectra(tiles, styles, min(scales)) if len(scales) == 1 else None
     if figure is not None:
@@ -223,7 +230,7 @@ def _pictures_sections(results: Results, styles: dict[str, Any], runs: Path, fol
         figure = draw_maps(part, counts)
         if figure is not None:
             blocks.append(save_figure(figure, folder, f"maps-{index:02d}", maps_caption(dataset, image, part)))
-    table = occupancy_table(tiles, counts)
+    table = occupancy_table(every, counts)
     yield Section("maps", "Assignment maps", (*([table] if table else []), *blocks), exploratory=True)
 
 
@@ -259,7 +266,7 @@ def _exploration_section(
         claim, primary = results.plan.grid.analysis.claim, results.primary.dataset
         for index, dataset in enumerate(results.datasets):
             part = [c for c in exploratory if c.measure.dataset == dataset and c.claim == claim and dataset != primary]
-            if any(comparison.deltas.values.size for comparison in part):
+            if len(part) <= MOST_FOREST and any(comparison.deltas.values.size for comparison in part):
                 caption = f"{dataset}: the same differences, not declared, not corrected."
                 blocks.append(save_figure(draw_forest(part, styles), folder, f"forest-{index:02d}", caption))
         caption = "The declared pairs under the other claims and on the other datasets."

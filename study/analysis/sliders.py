@@ -10,9 +10,7 @@ from PIL import Image
 from study.analysis.crops import Tile, picture_name
 from study.analysis.markup import cut, one_line
 
-MOST_VARIANTS = 12  # of one image; their pictures grow with a grid
 MOST_BYTES = 1_500_000  # of all pictures in a page, which stays below 5 MB
-ENDS = 3  # LR, bicubic and HR stand beside the variants
 LONGEST_LABEL = 48  # characters
 
 
@@ -56,7 +54,7 @@ def make_sliders(tiles: Mapping[tuple[str, str], Sequence[Tile]]) -> list[Slider
     The first image of every dataset comes before any second one; an image left without room names the file that
     shows it.
     """
-    shots = {key: _shots(part) for key, part in tiles.items()}
+    shots = {key: tuple(_shot(tile) for tile in part) for key, part in tiles.items()}
     ranks = {key: [other for other in tiles if other[0] == key[0]].index(key) for key in tiles}
     shown, left = set(), MOST_BYTES
     for key in sorted(tiles, key=lambda key: ranks[key]):
@@ -64,27 +62,16 @@ def make_sliders(tiles: Mapping[tuple[str, str], Sequence[Tile]]) -> list[Slider
         if size <= left:
             shown.add(key)
             left -= size
-    return [
-        _slider(index, key, shots[key] if key in shown else (), len(part) - ENDS)
-        for index, (key, part) in enumerate(tiles.items())
-    ]
+    return [_slider(index, key, shots[key] if key in shown else ()) for index, key in enumerate(tiles)]
 
 
-def _slider(index: int, key: tuple[str, str], shots: tuple[Shot, ...], variants: int) -> Slider:
+def _slider(index: int, key: tuple[str, str], shots: tuple[Shot, ...]) -> Slider:
     title, picture = ", ".join(key), picture_name(index)
     if not shots:
         caption = f"{title}: left out here to keep the page small; figures/{picture}.png shows it."
         return Slider(f"slider-{index:02d}", title, caption, (), 0, 0, picture)
     caption = f"{title}: the most detailed crop, first finished seed; PSNR of the whole image."
-    if variants > MOST_VARIANTS:
-        caption += f" {MOST_VARIANTS} of {variants} variants; figures/{picture}.png shows all."
     return Slider(f"slider-{index:02d}", title, caption, shots, 1, 2, picture)
-
-
-def _shots(tiles: Sequence[Tile]) -> tuple[Shot, ...]:
-    """LR, bicubic, the first variants, HR."""
-    last = 2 + MOST_VARIANTS
-    return tuple(_shot(tile) for tile in (*tiles[:last], *tiles[last:][-1:]))
 
 
 def _shot(tile: Tile) -> Shot:

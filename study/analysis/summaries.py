@@ -166,7 +166,8 @@ def comparison_table(
     columns += [] if declared else [Column("dataset"), Column("claim")]
     columns += [Column("mean δ", unit, f"+.{digits}f"), Column("interval"), Column("p")]
     columns += [Column("p, corrected"), Column("verdict")] if declared else []
-    columns += [Column("improved", "", ".0%"), Column("rank-biserial", "", "+.2f"), Column("bootstrap")]
+    columns += [Column("improved", "", ".0%"), Column("rank-biserial", "", "+.2f")]
+    columns += [Column("bootstrap")] if declared else []
     rows = []
     for comparison in comparisons:
         absent = not comparison.deltas.values.size or not comparison.comparable
@@ -182,12 +183,12 @@ def comparison_table(
             [p_entry(comparison.p_corrected), Entry(verdict, partial, TONES.get(verdict, "warn"))] if declared else []
         )
         row += [None if absent else comparison.share_improved, None if absent else comparison.rank_biserial]
-        row.append(Entry(interval(*comparison.bootstrap, digits), order=comparison.bootstrap[0]))
+        row += [Entry(interval(*comparison.bootstrap, digits), order=comparison.bootstrap[0])] if declared else []
         rows.append(tuple(row))
+    described = " Bootstrap: seeds and images resampled, as description only; it is too narrow at few seeds."
     notes = (
         "Interval: of the named claim's test, not corrected for the number of comparisons.",
-        "Improved: share of images that the first is better on, on average. Bootstrap: seeds and images resampled, as "
-        "description only; it is too narrow at few seeds.",
+        f"Improved: share of images that the first is better on, on average.{described if declared else ''}",
     )
     return Table(name, caption, tuple(columns), tuple(rows), notes)
 

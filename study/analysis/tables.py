@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Literal
 
@@ -90,6 +91,10 @@ class Table:
 
     def entries(self) -> list[list[Entry]]:
         """All cells as entries."""
+        return self._entries
+
+    @cached_property
+    def _entries(self) -> list[list[Entry]]:
         return [[value if isinstance(value, Entry) else Entry(value) for value in row] for row in self.rows]
 
     def marks(self) -> dict[tuple[int, int], str]:

@@ -4,9 +4,10 @@ A folder `results/runs/<id>/` holds `run.json`, `provenance.json`, `status.json`
 `weights.safetensors`, `state/`, `samples/`, and `DONE`, written last.
 """
 
+import itertools
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from study import StudyError
 from study.records.schemas import RUN_TABLES, TABLES
+
+POINTS = 100  # of a training curve that is read
 
 
 class RecordError(StudyError):
@@ -93,24 +95,19 @@ class Records:
     costs: pd.DataFrame
 
 
-def read(runs: Path, ids: Iterable[str], curves: Collection[str] | None = None) -> Records:
+def read(runs: Path, ids: Iterable[str]) -> Records:
     """Reads the tables of the runs `ids` under the folder `runs`; a table that a run lacks adds no rows.
 
-    Args:
-        runs: folder of the runs.
-        ids: of the runs to read.
-        curves: names of the scalars that are wanted, where not all are: of a long training they are most of the rows.
+    A curve of more than `POINTS` scalars, which of a long training are most of all rows, is averaged in as many bins.
 
     Raises:
         RecordError: a file is broken or of another schema.
     """
     ids = list(ids)
-    frames = {name: _read_runs(runs, ids, name, curves if name == "scalars" else None) for name in RUN_TABLES}
-    return Records(**frames)
+    return Records(**{name: _read_runs(runs, ids, name) for name in RUN_TABLES})
 
 
-def _read_runs(runs: Path, ids: Sequence[str], name: str, kept: Collection[str] | None) -> pd.DataFrame:
-    """One table of all runs, of its rows those whose name is in `kept`."""
+def _read_runs(runs: Path, ids: Sequence[str], name: str) -> pd.DataFrame:
     text = [field.name for field in RUN_TABLES[name] if field.type == pa.string()]
     schema = pa.schema([_encoded(field) if field.name in text else field for field in RUN_TABLES[name]])
     own = _encoded(pa.field("run", pa.string(), nullable=False))
@@ -119,14 +116,35 @@ def _read_runs(runs: Path, ids: Sequence[str], name: str, kept: Collection[str] 
         path = runs / run / f"{name}.parquet"
         if path.exists():
             table = _read_arrow(path, schema, text)
-            if kept is not None:
-                wanted = pc.is_in(table["name"], pa.array(kept, pa.string()))  # pyright: ignore[reportAttributeAccessIssue]
-                table = table.filter(wanted)
+            if name == "scalars":
+                table = _thinned(table)
             codes = pa.array(np.zeros(len(table), np.int32))
             parts.append(table.add_column(0, own, pa.DictionaryArray.from_arrays(codes, [run])))
     whole = pa.concat_tables(parts).unify_dictionaries()
     parts.clear()  # so that the columns are freed as they are converted
     return whole.to_pandas(split_blocks=True, self_destruct=True)
+
+
+def _thinned(table: pa.Table) -> pa.Table:
+    """The scalars of one run; of a long curve the mean of each bin, at its last step."""
+    if len(table) <= POINTS:
+        return table
+    table = table.combine_chunks()
+    names = table["name"].combine_chunks()
+    codes, steps, values = names.indices.to_numpy(), table["step"].to_numpy(), table["value"].to_numpy()
+    order = np.argsort(codes, kind="stable")
+    bounds = np.searchsorted(codes[order], np.arange(len(names.dictionary) + 1))
+    parts: list[tuple[np.ndarray, ...]] = []
+    for low, high in itertools.pairwise(bounds):
+        rows = order[low:high]
+        edges = np.linspace(0, len(rows), min(POINTS, len(rows)) + 1).astype(int)
+        if len(rows):
+            means = np.add.reduceat(values[rows], edges[:-1]) / np.diff(edges)
+            parts.append((steps[rows][edges[1:] - 1], codes[rows][edges[1:] - 1], means))
+    step, code, value = (np.concatenate(part) for part in zip(*parts, strict=True))
+    name = pa.DictionaryArray.from_arrays(pa.array(code, pa.int32()), names.dictionary)
+    columns = {"step": pa.array(step), "name": name, "value": pa.array(value)}
+    return pa.table([columns[field.name] for field in table.schema], schema=table.schema)
 
 
 def _encoded(field: pa.Field) -> pa.Field:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,8 +7,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from study.analysis.comparisons import compare_declared
-from study.analysis.ends import CAPTION, draw_ends, ends_caption, read_thumbnails
-from study.analysis.figures import NAMED_IMAGES, cell_styles, draw_images, save_figure
+from study.analysis.ends import CAPTION, draw_ends, ends_caption, panels_shown, read_thumbnails
+from study.analysis.figures import NAMED_IMAGES, cell_styles, draw_images
+from study.analysis.pictures import save_figure
 from study.records.store import RecordError
 from tests.analysis.synthetic import GRID, Study, arrange, draw_study, points, write_provenance
 from tests.analysis.test_significance import LOW, rename_metric
@@ -128,10 +130,10 @@ def test_without_pictures_the_differences_alone_are_drawn(tmp_path):
     results = arrange(study)
     family, styles = compare_declared(results), cell_styles(results)
     figure, plain = drawn(study, {}), draw_images(family, styles)
-    assert [len(one.lines) for one in figure.axes] == [len(one.lines) for one in plain.axes] == [4] * 3
+    assert [len(one.lines) for one in figure.axes] == [len(one.lines) for one in plain.axes] == [3] * 3
     assert ends(figure) == []
-    assert ends_caption({}) == CAPTION
-    assert "both ends" in ends_caption(pictures(1))
+    assert ends_caption(family, {}) == CAPTION
+    assert "both ends" in ends_caption(family, pictures(1))
     study.statuses.clear()
     assert draw_ends(compare_declared(arrange(study)), styles, pictures(10)) is None
 
@@ -154,3 +156,12 @@ def test_equal_figures_give_equal_bytes(tmp_path):
     one, other = (save_figure(f, tmp_path / n, "ends", "") for f, n in zip(figures, "ab", strict=True) if f)
     for ending, path in one.paths.items():
         assert path.read_bytes() == other.paths[ending].read_bytes()
+
+
+def test_of_many_comparisons_the_largest_are_drawn(tmp_path):
+    study = draw_study(tmp_path)
+    family = compare_declared(arrange(study))
+    many = [replace(family[0], mean=value) for value in (0.1, -0.9, 0.2, 0.3, -0.4, 0.5, 0.6, 0.05)]
+    assert [comparison.mean for comparison in panels_shown(many)] == [-0.9, 0.2, 0.3, -0.4, 0.5, 0.6]
+    assert ends_caption(many, {}).endswith("6 of 8 comparisons, those with the largest mean differences.")
+    assert panels_shown(family) == family

@@ -1,26 +1,24 @@
-from itertools import pairwise
+from itertools import combinations
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
 from study.analysis.crops import Tile, colour_prototypes, read_tiles
-from study.analysis.figures import save_figure
 from study.analysis.maps import (
     MOST_CELLS,
-    SHOWN,
     draw_maps,
     maps_caption,
     occupancy,
     occupancy_table,
     prototype_counts,
 )
+from study.analysis.pictures import save_figure
 from tests.analysis.synthetic import GRID, arrange, draw_study, write_samples
 
 pytestmark = pytest.mark.usefixtures("style")
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-PANELS = 3 + SHOWN
 
 
 def tile(title, indices, pixels=PIXELS):
@@ -56,34 +54,54 @@ def test_the_last_blocks_number_of_prototypes_is_taken(tmp_path):
     assert not counts.keys() & {"bicubic", "spin"}
 
 
+def laid(figure):
+    """Texts of the canvas; canvas pixels; pixels per inch."""
+    axes = figure.axes[0]
+    pixels = np.asarray(axes.images[0].get_array())
+    return [text.get_text() for text in axes.texts], pixels, pixels.shape[1] / axes.images[0].get_extent()[1]
+
+
+def panel(figure, title, side):
+    """The (side, side, 3) picture below a title, 0 to 1, and the colour of its frame."""
+    axes = figure.axes[0]
+    _, pixels, scale = laid(figure)
+    text = next(text for text in axes.texts if text.get_text() == title)
+    left, top = text.get_position()[0], text.get_position()[1] + 0.04
+    x, y, size = round(left * scale), round(top * scale), round(0.97 * scale)
+    step = size // side
+    frames = [patch for patch in axes.patches if np.allclose(patch.get_xy(), (left, top))]
+    found = pixels[y : y + size, x : x + size, :3][step // 2 :: step, step // 2 :: step] / 255
+    return found, to_rgb(frames[0].get_edgecolor()) if frames else None
+
+
 def test_a_row_per_map_names_its_numbers():
     figure = draw_maps(
         [Tile("LR", "", PIXELS), tile("hard", quarters([0.5, 0.25, 0.25])), tile("soft", quarters([1]))], {"hard": 16}
     )
     assert figure is not None
-    assert [text.get_text() for text in figure.texts] == [
+    texts, _, _ = laid(figure)
+    assert texts[:5] == ["output", "assignment", "#0: 50 %", "#1: 25 %", "#2: 25 %"]
+    assert texts[5:8] == ["output", "assignment", "#0: 100 %"]
+    assert texts[8:] == [
         "hard: prototypes used here 3 of 16, effective number 2.8",
         "soft: prototypes used here 1, effective number 1.0",
     ]
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles[:6] == ["output", "assignment", "#0: 50 %", "#1: 25 %", "#2: 25 %", "share by rank (%)"]
-    assert titles[6:] == ["output", "assignment", "#0: 100 %", "share by rank (%)"]
+    assert [axes.get_title(loc="left") for axes in figure.axes[1:]] == ["share by rank (%)"] * 2
 
 
 def test_multiples_light_the_tokens_of_their_prototype():
     indices = quarters([0.25, 0.5, 0.25])
     figure = draw_maps([tile("hard", indices)])
     assert figure is not None
-    for axes, prototype in zip(figure.axes[2:5], (1, 0, 2), strict=True):
-        drawn = np.asarray(axes.images[0].get_array())
+    for title, prototype in (("#1: 50 %", 1), ("#0: 25 %", 0), ("#2: 25 %", 2)):
+        drawn, frame = panel(figure, title, 32)
         assert drawn.shape == (32, 32, 3)
         coloured = np.ptp(drawn, axis=-1) > 0
         assert (coloured == (indices == prototype)).all()
         pale = drawn[~coloured]
         assert pale.min() >= 0.79  # of others only a hint
         assert np.ptp(pale) > 0.05
-        frame = colour_prototypes(np.array([[prototype]]))[0, 0]
-        assert to_rgb(axes.spines["left"].get_edgecolor()) == pytest.approx(frame)
+        assert frame == pytest.approx(colour_prototypes(np.array([[prototype]]))[0, 0])
 
 
 def test_tokens_show_the_mean_of_their_pixels():
@@ -92,8 +110,8 @@ def test_tokens_show_the_mean_of_their_pixels():
     pixels[2:, :2] = 255
     figure = draw_maps([tile("soft", [[0, 0], [0, 1]], pixels)])
     assert figure is not None
-    drawn = np.asarray(figure.axes[3].images[0].get_array())[..., 0]  # prototype 1: the other three are pale grey
-    assert drawn[0] == pytest.approx([0.8, 0.9])
+    drawn = panel(figure, "#1: 25 %", 2)[0][..., 0]  # the other three are pale grey
+    assert drawn[0] == pytest.approx([0.8, 0.9], abs=0.003)
     assert drawn[1, 0] == pytest.approx(1)
 
 
@@ -101,8 +119,9 @@ def test_bars_are_the_shares_and_lines_the_even_share_and_the_effective_number()
     figure = draw_maps([tile("soft", quarters([0.25, 0.75]))], {"soft": 8})
     assert figure is not None
     axes = figure.axes[-1]
-    heights = [patch.get_height() for patch in axes.patches]  # pyright: ignore[reportAttributeAccessIssue]
-    assert heights == [75, 25]
+    bars = [np.asarray(path.vertices) for path in axes.collections[0].get_paths()]
+    assert [float(bar[:, 1].max()) for bar in bars] == [75, 25]
+    assert np.allclose([np.unique(bar[:, 0].round(9)) for bar in bars], [[0.57, 1.43], [1.57, 2.43]])
     even, effective = axes.lines
     assert np.asarray(even.get_ydata()).tolist() == [12.5, 12.5]
     spread = occupancy(quarters([0.25, 0.75]))
@@ -120,21 +139,21 @@ def test_nothing_overlaps_with_any_number_of_prototypes(count):
     figure = draw_maps([tile(name, np.arange(1024).reshape(32, 32) % count) for _ in range(3)], {name: count})
     assert figure is not None
     figure.draw_without_rendering()
-    for start in range(0, len(figure.axes), PANELS):
-        boxes = [axes.get_tightbbox() for axes in figure.axes[start : start + PANELS]]
-        assert all(left.x1 <= right.x0 for left, right in pairwise(boxes) if left is not None and right is not None)
-    width = figure.bbox.x1
-    assert all(text.get_window_extent().x1 <= width for text in figure.texts)
-    bottoms = [axes.get_tightbbox().y0 for axes in figure.axes[PANELS - 1 :: PANELS]]  # pyright: ignore
-    tops = [text.get_window_extent().y1 for text in figure.texts[1:]]
-    assert all(bottom >= top for bottom, top in zip(bottoms, tops, strict=False))
+    axes, *bars = figure.axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert all(box.x1 <= figure.bbox.x1 for box in boxes)
+    frames = [patch.get_window_extent() for patch in axes.patches]
+    outer = [box for box in (one.get_tightbbox() for one in bars) if box is not None]
+    assert not any(box.overlaps(other) for box in outer for other in (*boxes, *frames))
+    assert not any(one.overlaps(other) for one, other in combinations(outer, 2))
 
 
 def test_cells_beyond_a_page_are_named_in_the_caption():
     many = [tile(f"cell {k}", quarters([0.5, 0.5])) for k in range(MOST_CELLS + 2)]
     figure = draw_maps(many)
     assert figure is not None
-    assert len(figure.texts) == MOST_CELLS
+    assert len(figure.axes) == 1 + MOST_CELLS
     caption = maps_caption("Set5", "baby", many)
     assert caption.startswith("Set5, baby: ")
     assert caption.endswith(f" Not drawn: cell {MOST_CELLS}; cell {MOST_CELLS + 1}.")

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from study.analysis.figures import save_figure
+from study.analysis.pictures import save_figure
 from study.analysis.ranking import CellRanking, draw_ranking, join_alike, rank_cells, ranking_caption
 from study.analysis.statistics import Ranking
 from tests.analysis.synthetic import GRID, arrange, draw_study, points

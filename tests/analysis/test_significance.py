@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from study.analysis.comparisons import Comparison, compare_declared, compare_exploratory
-from study.analysis.figures import save_figure
+from study.analysis.pictures import save_figure
 from study.analysis.significance import MARKS, draw_significance, significance_caption
 from tests.analysis.synthetic import GRID, Study, arrange, draw_study, points
 

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from study.analysis.crops import Tile, read_tiles
-from study.analysis.figures import cell_styles, save_figure
+from study.analysis.figures import cell_styles
+from study.analysis.pictures import save_figure
 from study.analysis.spectra import draw_spectra, radial_power, ratios, spectra_caption
 from study.evaluation import realism
 from tests.analysis.synthetic import arrange, draw_study, points, write_samples

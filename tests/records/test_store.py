@@ -1,10 +1,12 @@
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from study.records.schemas import TABLES
-from study.records.store import RecordError, read, read_json, read_table, replace, write_json, write_table
+from study.records.store import POINTS, RecordError, read, read_json, read_table, replace, write_json, write_table
 
 ROWS = [{"dataset": "Set5", "image": "baby", "protocol": "uint8_y", "metric": "psnr", "value": 31.25}]
 
@@ -50,6 +52,23 @@ def test_one_reader_over_many_runs(tmp_path: Path) -> None:
     assert list(records.images.columns) == ["run", *TABLES["images"].names]
     assert records.costs.run.tolist() == ["two"]
     assert records.scalars.empty
+
+
+def test_a_long_curve_is_averaged_in_bins(tmp_path: Path) -> None:
+    rows = [{"step": step, "name": name, "value": float(step % 7)} for step in range(1, 951) for name in ("a", "b")]
+    rows += [{"step": step, "name": "short", "value": float(step)} for step in (300, 600, 950)]
+    rows[200]["value"] = float("nan")
+    write_table(tmp_path / "one", "scalars", rows)
+    read_back = read(tmp_path, ["one"]).scalars
+    assert read_back.dtypes["step"] == "int64"
+    assert read_back[read_back["name"] == "short"]["value"].tolist() == [300, 600, 950]
+    curve = read_back[read_back["name"] == "b"]
+    assert len(curve) == POINTS
+    edges = [950 * k // POINTS for k in range(POINTS + 1)]
+    assert curve["step"].tolist() == edges[1:]
+    values = [step % 7 for step in range(1, 951)]
+    assert curve["value"].tolist() == pytest.approx([sum(values[i:j]) / (j - i) for i, j in pairwise(edges)])
+    assert np.isnan(read_back[read_back["name"] == "a"]["value"].to_numpy()).sum() == 1
 
 
 def test_what_is_broken_or_absent_is_named(tmp_path: Path) -> None:
