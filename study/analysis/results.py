@@ -223,11 +223,17 @@ class Results:
         return (cell, measure) in self._values
 
     def deltas(self, cell: str, reference: str, measure: Measure) -> Deltas:
-        """Differences cell − reference, paired by image and seed; an untrained side is the same for every seed."""
+        """Differences cell − reference, paired by image and seed; an untrained side is the same for every seed.
+
+        Where the two count their seeds from different ones, the first is paired with the first, and named by the
+        cell's.
+        """
         one, other = self.values(cell, measure), self.values(reference, measure)
-        declared = [
-            {run.seed for run in self.cells[name].runs} for name in (cell, reference) if name not in self.untrained
-        ]
+        trained = [name for name in (cell, reference) if name not in self.untrained]
+        shift = self.cells[trained[0]].runs[0].seed - self.cells[trained[-1]].runs[0].seed if trained else 0
+        if shift:
+            other = other.set_axis(other.index + shift)
+        declared = [{run.seed + shift * (name == reference) for run in self.cells[name].runs} for name in trained]
         seeds = set.union(*declared) if declared else {self.cells[cell].runs[0].seed}
         one, other = (self._repeated(frame, name, seeds) for frame, name in ((one, cell), (other, reference)))
         both = [seed for seed in one.index if seed in other.index]

@@ -26,10 +26,15 @@ def declaration_table(results: Results) -> Table:
     grid, primary = results.plan.grid, results.primary
     analysis = grid.analysis
     pairs = declared_pairs(results)
-    trained = [run for cell in results.plan.cells for run in cell.runs if run.model.trained]
     runs = [(cell, run) for cell in results.plan.cells for run in cell.runs if run.trains]
     rules = dict.fromkeys(_stopping_rule(results, cell, run) for cell, run in runs)
-    seeds = sorted({run.seed for run in trained})
+    seeds: dict[tuple[int, ...], list[str]] = {}
+    for cell in results.plan.cells:
+        if cell.runs[0].model.trained:
+            seeds.setdefault(tuple(run.seed for run in cell.runs), []).append(cell.name)
+    texts = [f"{len(part)} ({', '.join(map(str, part))})" for part in seeds]
+    if len(seeds) > 1:
+        texts = [f"{', '.join(names)}: {text}" for text, names in zip(texts, seeds.values(), strict=True)]
     correction = f"{analysis.correction.capitalize()} over {len(pairs)}" if analysis.correction != "none" else "none"
     margin = f"{analysis.margin_db:g} dB" if primary.metric == "psnr" else "none (declared in dB, the metric is not)"
     rows = [
@@ -42,7 +47,7 @@ def declaration_table(results: Results) -> Table:
         ("correction", correction),
         ("margin of equivalence", margin),
         ("power", f"{analysis.power:g}"),
-        ("seeds", f"{len(seeds)} ({', '.join(map(str, seeds))})" if seeds else "none"),
+        ("seeds", "; ".join(texts) or "none"),
         ("stopping rule", "fixed: " + "; ".join(rules) if rules else "—"),
         ("budget", results.plan.budget or "none"),
     ]

@@ -219,7 +219,7 @@ def _resolve(
     seeds = list(range(grid.seeds)) if isinstance(grid.seeds, int) else grid.seeds
     if "seed" in run.ineffective():
         seeds = seeds[:1]
-    return Cell(name, combination.labels, tuple(run.model_copy(update={"seed": seed}) for seed in seeds))
+    return Cell(name, combination.labels, tuple(run.model_copy(update={"seed": run.seed + seed}) for seed in seeds))
 
 
 def _final_kind(tree: Mapping[str, Any], part: str, combination: _Combination) -> str:
@@ -258,14 +258,19 @@ def _origin(
 def _check_duplicates(document: Document, cells: list[Cell]) -> None:
     seen: dict[str, Cell] = {}
     names: set[str] = set()
+    # Cells that count their seeds from different ones may share some of their runs.
+    shifted = len({cell.runs[0].seed for cell in cells}) > 1
     for cell in cells:
         if cell.name in names:
             raise GridError(
                 f"{document.place(('references', cell.name))}: references.{cell.name}: a variant has that name"
             )
         names.add(cell.name)
-        twin = seen.setdefault(specification(cell.runs[0]), cell)
-        if twin is cell or _sources_differ(twin, cell):
+        runs = [specification(run) for run in (cell.runs if shifted else cell.runs[:1])]
+        twin = next((seen[run] for run in runs if run in seen), None)
+        for run in runs:
+            seen.setdefault(run, cell)
+        if twin is None or _sources_differ(twin, cell):
             continue
         differing = [k for k in {**twin.labels, **cell.labels} if twin.labels.get(k) != cell.labels.get(k)]
         if len(differing) == 1 and differing[0] != "variant":

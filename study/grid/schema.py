@@ -220,7 +220,7 @@ class Run(Declared):
     data: Data = Data()
     optimisation: Optimisation = Optimisation()
     evaluation: Evaluation = Evaluation()
-    seed: NonNegativeInt = 0
+    seed: Annotated[NonNegativeInt, Field(description="the first; `seeds` counts from it")] = 0
     start: "Annotated[Run | str | None, Neutral(None)]" = None
 
     def ineffective(self) -> set[str]:

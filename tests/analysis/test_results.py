@@ -3,7 +3,9 @@ import math
 import numpy as np
 import pytest
 
+from study.analysis.comparisons import compare_declared
 from study.analysis.results import Measure
+from study.analysis.verdicts import decide
 from study.records.store import RecordError
 from tests.analysis.generative import draw_generative
 from tests.analysis.synthetic import arrange, draw_study
@@ -99,3 +101,40 @@ def test_an_evaluated_start_pairs_by_seed(tmp_path):
     assert deltas.values.std(axis=0).min() > 0
     cells = results.cells
     assert [results.start(cells[name].runs[1]) for name in ("CT + DTM", "CT at 4 steps", "CT")] == ["CT", "CT", ""]
+
+
+IDENTICAL = """
+question: Is there a difference where there is none?
+base:
+  scale: 2
+  optimisation: {steps: 400, batch: 8}
+  evaluation: {datasets: {bundled: {kind: bundled, split: test}}}
+variants: {first: {}, second: {seed: 10}}
+seeds: 5
+analysis: {baseline: first}
+"""
+
+
+def test_other_seeds_are_paired_in_their_order(tmp_path):
+    study = draw_study(tmp_path, IDENTICAL)
+    results = arrange(study)
+    assert [run.seed for run in results.cells["second"].runs] == [10, 11, 12, 13, 14]
+    deltas = results.deltas("second", "first", results.primary)
+    one, other = (results.values(name, results.primary).to_numpy() for name in ("second", "first"))
+    assert (deltas.values == one - other).all()
+    assert deltas.seeds == (10, 11, 12, 13, 14)
+    assert not deltas.seeds_missing
+    study.statuses[study.ids["first", 2]]["state"] = "failed"
+    deltas = arrange(study).deltas("second", "first", results.primary)
+    assert deltas.seeds == (10, 11, 13, 14)
+    assert deltas.seeds_missing == (12,)
+
+
+def test_variants_that_differ_in_their_seeds_alone_are_not_told_apart(tmp_path):
+    verdicts = {}
+    for margin in (0.001, 0.5):
+        (tmp_path / f"{margin}").mkdir()
+        study = draw_study(tmp_path / f"{margin}", IDENTICAL.replace("first}", f"first, margin_db: {margin}}}"))
+        (comparison,) = compare_declared(arrange(study))
+        verdicts[margin] = decide(comparison)
+    assert verdicts == {0.001: "inconclusive", 0.5: "equivalent"}

@@ -203,3 +203,13 @@ def test_ten_thousand_runs_expand_and_hash_in_five_seconds(tmp_path: Path) -> No
     ids = {run_id(run, fingerprints) for _, run in plan.runs()}
     assert len(ids) == 10_000
     assert time.perf_counter() - begun < 5
+
+
+def test_a_variant_may_count_its_seeds_from_another_one(tmp_path: Path) -> None:
+    text = "question: q\nvariants: {first: {}, second: {seed: SEED}}\nseeds: 3\nanalysis: {baseline: first}\n"
+    path = tmp_path / "grid.yaml"
+    path.write_text(text.replace("SEED", "3"))
+    assert [[run.seed for run in cell.runs] for cell in load_plan(path).cells] == [[0, 1, 2], [3, 4, 5]]
+    path.write_text(text.replace("SEED", "2"))
+    with pytest.raises(GridError, match=r":2: 'second' and 'first' resolve to the same run"):
+        load_plan(path)
