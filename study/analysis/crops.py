@@ -19,7 +19,7 @@ from study.records.store import RecordError, read_json
 
 COLUMNS = 6
 MOST_PICTURED = 12  # cells of one figure
-MOST_IMAGES = 6
+MOST_IMAGES = 8
 GAP_IN, _LINE_IN = 0.08, 0.125
 _GOLDEN = 0.618033988749895
 
