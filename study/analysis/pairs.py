@@ -43,11 +43,14 @@ def compare_pair(
     analysis = Analysis(baseline=names[1], comparisons=((names[0], names[1]),), claim=CLAIM, **settings)
     keys = ["dataset", "image", "protocol", "metric"]
     common = rows[0].merge(rows[1], on=keys)
-    common = common[(common["protocol"] == analysis.protocol) & (common["metric"] == analysis.metric)]
-    datasets = list(dict.fromkeys(common["dataset"]))
+    wanted = common[(common["protocol"] == analysis.protocol) & (common["metric"] == analysis.metric)]
+    datasets = list(dict.fromkeys(wanted["dataset"]))
     if not datasets:
+        there = dict.fromkeys(zip(common["metric"], common["protocol"], strict=True))
+        others = ", ".join(f"{metric} under {protocol}" for metric, protocol in there) or "nothing else"
         raise StudyError(
-            f"{names[0]} and {names[1]} have no image with {analysis.metric} under {analysis.protocol} in common"
+            f"{names[0]} and {names[1]} have no image with {analysis.metric} under {analysis.protocol} in common; "
+            f"they have {others}"
         )
     results = _arranged(names, runs, rows, analysis)
     family = [

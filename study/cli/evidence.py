@@ -3,17 +3,18 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from pydantic import ValidationError
 from rich.table import Table as View
+from rich.text import Text
 
 from study import StudyError
 from study.analysis.tables import Table
 from study.cli.options import BudgetName, CpuOnly, DataRoot, GridFile, ResultsFolder, app, named, out, stored_grid
 from study.grid.messages import nearest
-from study.grid.schema import Analysis, Run
+from study.grid.schema import SCHEMA_VERSION, Analysis, Protocol, Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +25,7 @@ FORMS: dict[str, Callable[[Table], str]] = {
     "markdown": Table.to_markdown,
     "json": lambda table: json.dumps(table.to_records(), indent=1, ensure_ascii=False),
 }
+Side = tuple[str, Run, "pd.DataFrame"]  # of a comparison: name, what it is, per-image values
 _WHAT = "id or folder of a finished run or, with --data, a mapping '{kind: imdn, weights: FILE}'"
 
 
@@ -55,7 +57,10 @@ def compare(
     ] = None,
     scale: Annotated[int | None, typer.Option(help="upscaling factor of networks from weights; 4 when absent")] = None,
     metric: Annotated[str, typer.Option(help="primary metric")] = "psnr",
-    protocol: Annotated[str, typer.Option(help="evaluation protocol")] = "uint8_y",
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="evaluation protocol; uint8_y when absent, or rgb where the metric takes no other"),
+    ] = None,
     margin_db: Annotated[float, typer.Option(help="differences inside it count as equivalent, dB")] = 0.02,
     data_root: DataRoot = Path(),
     results: ResultsFolder = Path("results"),
@@ -64,32 +69,14 @@ def compare(
     """Compare two trained networks outside any grid, image by image, under the claim 'these trained weights'."""
     from study.analysis.pairs import compare_pair, pair_table
 
-    settings: dict[str, Any] = {"metric": metric, "protocol": protocol, "margin_db": margin_db}
-    try:
-        Analysis(baseline="", **settings)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = str((problem["loc"] or ("metric",))[0]).replace("_", "-")
-        raise StudyError(f"--{name} {problem['input']}: {problem['msg']}") from None
+    settings = _declared(metric, protocol, margin_db)
     if data:
-        from study.training.checkpoint_evaluation import evaluate_checkpoint
-
-        wanted, sources = {"metrics": [metric], "protocols": [protocol]}, [named(item) for item in data]
-        measured = [
-            evaluate_checkpoint(
-                named(one),
-                scale,
-                None,
-                sources,
-                wanted,
-                data_root,
-                results / "cache",
-                cpu,
-                "RUN",
-            )
+        sides = [
+            _measured(one, data, scale, settings, (data_root, results / "cache", cpu))
             for one in (_place(first, results), _place(second, results))
         ]
-        sides = [(one.name, one.run, one.rows) for one in measured]
+    elif scale is not None:
+        raise StudyError(f"--scale {scale}: goes with --data; the stored values of a run are of its own scale")
     else:
         sides = [_stored(one, results) for one in (first, second)]
     (a, run_a, rows_a), (b, run_b, rows_b) = sides
@@ -98,26 +85,82 @@ def compare(
     show(pair_table(compare_pair((a, b), (run_a, run_b), (rows_a, rows_b), settings)))
 
 
+def _declared(metric: str, protocol: str | None, margin_db: float) -> dict[str, Any]:
+    """Fields of the schema's `Analysis`, checked."""
+    if protocol is None:
+        protocol = "uint8_y" if metric in ("psnr", "ssim", "ssim_pyiqa") else "rgb"
+    for option, value, name in (
+        ("metric", metric, Analysis.model_fields["metric"].annotation),
+        ("protocol", protocol, Protocol),
+    ):
+        if value not in get_args(name):
+            raise StudyError(f"--{option} {value}: {nearest(value, get_args(name))}")
+    settings = {"metric": metric, "protocol": protocol, "margin_db": margin_db}
+    try:
+        Analysis(baseline="", **settings)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        if problem["loc"]:
+            raise StudyError(
+                f"--{'-'.join(map(str, problem['loc'])).replace('_', '-')} {problem['input']}: {problem['msg']}"
+            ) from None
+        raise StudyError(f"--protocol {protocol}: {problem['msg'].removeprefix('Value error, ')}") from None
+    return settings
+
+
 def _place(given: str, results: Path) -> str:
     """The folder of a run that is named by its id; anything else as it is."""
     folder = results / "runs" / given
-    return str(folder) if folder.is_dir() else given
+    is_id = Path(given).name == given != ".."
+    return str(folder) if is_id and _is_folder(folder) else given
 
 
-def _stored(given: str, results: Path) -> tuple[str, Run, "pd.DataFrame"]:
-    from study.records.index import finished, stored_runs
-    from study.records.store import read_table
+def _is_folder(path: Path) -> bool:
+    """Also of text that no path can be: a mapping of a network that is long, say."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
-    folder = Path(_place(given, results))
-    if not finished(folder):
+
+def _measured(
+    given: str, data: list[str], scale: int | None, settings: dict[str, Any], where: tuple[Path, Path, bool]
+) -> Side:
+    """A network's values on image sets, measured now."""
+    from study.cli.networks import read_sources
+    from study.training.checkpoint_evaluation import evaluate_checkpoint
+
+    wanted = {"metrics": [settings["metric"]], "protocols": [settings["protocol"]]}
+    one = evaluate_checkpoint(named(given), scale, None, read_sources(data), wanted, *where, "RUN")
+    for reason in one.missing.values():
+        raise StudyError(f"--metric {settings['metric']}: {reason}")
+    return one.name, one.run, one.rows
+
+
+def _stored(given: str, results: Path) -> Side:
+    """A finished run's stored values."""
+    from study.records.index import finished
+    from study.records.store import read_json, read_table
+
+    runs = results / "runs"
+    folder = Path(_place(given, results)).resolve()  # the folder `.` has a name, too
+    if not _is_folder(folder) or not finished(folder):
+        ids = [path.parent.name for path in runs.glob("*/DONE")]
         raise StudyError(
-            f"RUN {given}: neither the id of a finished run in {results / 'runs'} nor the folder of one; a network "
-            "from weights, '{kind: imdn, weights: FILE}', needs --data to be measured on"
+            f"RUN {given}: neither the id of a finished run in {runs} "
+            f"({nearest(given, ids) if ids else 'there is none'}) nor the folder of one; "
+            "a network from weights, '{kind: imdn, weights: FILE}', needs --data to be measured on"
         )
-    runs = dict(stored_runs(folder.parent))
-    if folder.name not in runs:
-        raise StudyError(f"RUN {given}: {folder / 'run.json'} does not describe a run of this version")
-    return folder.name, runs[folder.name], read_table(folder, "images")
+    body = read_json(folder / "run.json")
+    try:
+        if body["schema_version"] != SCHEMA_VERSION:
+            raise StudyError(
+                f"RUN {given}: {folder / 'run.json'} is of schema version {body['schema_version']}, "
+                f"this is {SCHEMA_VERSION}"
+            )
+        return folder.name, Run.model_validate(body["run"]), read_table(folder, "images")
+    except (KeyError, TypeError, ValidationError) as error:
+        raise StudyError(f"RUN {given}: {folder / 'run.json'} does not describe a run: {error!r}") from None
 
 
 @app.command()
@@ -135,6 +178,8 @@ def export(
 
     if form not in FORMS:
         raise StudyError(f"--format {form}: {nearest(form, FORMS)}")
+    if table is None and to is not None:
+        raise StudyError(f"--to {to}: name the table to write; without --to they are listed")
     tables = {one.name: one for one in report_tables(*stored_grid(grid, budget, results), results / "runs")}
     if table is None:
         for one in tables.values():
@@ -142,24 +187,27 @@ def export(
         return
     if table not in tables:
         raise StudyError(f"no table {table!r} in the report of {grid}; {nearest(table, tables)}")
-    text = FORMS[form](tables[table])
+    text = f"{FORMS[form](tables[table])}".rstrip("\r\n")
     if to is None:
         typer.echo(text)
         return
-    replace(to, f"{text.rstrip()}\n".encode())
+    try:
+        replace(to, f"{text}\n".encode())
+    except OSError as error:
+        raise StudyError(f"--to {to}: {error.strerror or error}") from None
     out.print(str(to), highlight=False, soft_wrap=True)
 
 
 def show(table: Table) -> None:
-    """Prints a table with its notes."""
-    view = View(title=table.caption, title_justify="left", pad_edge=False, collapse_padding=True)
+    """Prints a table with its notes; nothing in them is read as markup or emoji."""
+    view = View(title=Text(table.caption), title_justify="left", pad_edge=False, collapse_padding=True)
     lines = table.to_text()
     for j, column in enumerate(table.columns):
         number = any(isinstance(row[j].value, int | float) for row in table.entries())
-        name = f"{column.group} {column.heading}".strip()
+        name = Text(f"{column.group} {column.heading}".strip())
         view.add_column(name, justify="right" if number else "left", overflow="fold")
     for line in lines:
-        view.add_row(*line)
-    out.print(view, markup=False)
+        view.add_row(*map(Text, line))
+    out.print(view)
     for note in table.notes:
-        out.print(note, highlight=False, markup=False, soft_wrap=True)
+        out.print(note, highlight=False, markup=False, emoji=False, soft_wrap=True)

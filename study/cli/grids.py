@@ -1,10 +1,13 @@
 """Verbs of a grid: plan, run, status, report, data."""
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from study import StudyError
@@ -13,6 +16,8 @@ from study.grid.plan import Plan, title
 
 if TYPE_CHECKING:
     from study.training.execution import ImageSets
+
+LISTED = 100  # rows of `status` at most, unless all are asked for
 
 
 @app.command()
@@ -103,6 +108,13 @@ def run(
     workers: Annotated[
         int | None, typer.Option(min=0, help="processes per run that prepare samples [default: 0 on a CPU, 4 on a GPU]")
     ] = None,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic",
+            help="two trainings on one device give equal bits, at some cost in time; no part of a run's id",
+        ),
+    ] = False,
 ) -> None:
     """Train and evaluate what is left of a grid. The same command resumes, on one process or many.
 
@@ -110,9 +122,12 @@ def run(
     [bold]torchrun --nproc-per-node 8 -m study run GRID[/bold].
     Exit code: 0 all done, 1 something failed, 130 interrupted.
     """
+    from study.training.determinism import request_determinism
     from study.training.placement import read_placement
     from study.training.runner import Options, run_grid
 
+    if deterministic:
+        request_determinism()
     placed = read_placement(placement)
     declared = load_grid(grid, budget, results)
     first = int(os.environ.get("RANK", "0")) == 0
@@ -139,15 +154,63 @@ def _print_end(ended: dict[str, str], results: Path, grid: Path, budget: str | N
 
 
 @app.command()
-def status(grid: GridFile, budget: BudgetName = None, results: ResultsFolder = Path("results")) -> None:
+def status(
+    grid: GridFile,
+    budget: BudgetName = None,
+    results: ResultsFolder = Path("results"),
+    whole: Annotated[
+        bool, typer.Option("--all", help=f"list every run, of more than {LISTED} too [default: those not done first]")
+    ] = False,
+) -> None:
     """Show the state of every run of a grid, from the results folder alone."""
     from study.records.index import locate
+    from study.records.survey import survey
     from study.training.display import table
 
     declared = load_grid(grid, budget, results)
-    ids = locate(results / "runs", declared)
+    known = survey(results / "runs")
+    ids = locate(results / "runs", declared, known)
     names = {ids.get((cell.name, run.seed), title(cell, run)): title(cell, run) for cell, run in declared.runs()}
-    out.print(table(declared.name, names, results / "runs"))
+    states = {name: str(known[name].state["state"]) if name in known else "pending" for name in names}
+    shown = names
+    if len(names) > LISTED and not whole:
+        order = {state: place for place, state in enumerate(("running", "failed", "interrupted", "pending"))}
+        first = sorted(names, key=lambda name: order.get(states[name], len(order)))[:LISTED]
+        shown = {name: names[name] for name in first}
+    out.print(table(declared.name, shown, results / "runs"))
+    if shown is not names:
+        counts = ", ".join(f"{count} {state}" for state, count in sorted(Counter(states.values()).items()))
+        out.print(f"{len(names)} runs: {counts}; {LISTED} of them are listed, --all lists every one", highlight=False)
+
+
+@app.command()
+def compact(
+    results: ResultsFolder = Path("results"),
+    undo: Annotated[bool, typer.Option("--undo", help="give every run files of its own again")] = False,
+) -> None:
+    """Merge the tables of finished runs into few files; every verb reads them as before.
+
+    Worth its while from some hundred runs. What is running or not finished is left as it is, and an interruption loses
+    nothing. Before one run's folder is moved elsewhere, --undo.
+    """
+    from study.records.compaction import compact, separate
+
+    runs = results / "runs"
+    if not runs.is_dir():
+        raise StudyError(f"{runs}: no such folder")
+    if undo:
+        out.print(f"{len(separate(runs))} runs have files of their own again in {runs}", highlight=False)
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        row = bar.add_task("merging tables")
+        ended = compact(runs, lambda done, total: bar.update(row, completed=done, total=total))
+    for run_id, reason in ended.left.items():
+        if reason != "not finished":
+            out.print(f"left as it is: {run_id}: {reason}", style="yellow", highlight=False, soft_wrap=True)
+    out.print(
+        f"{len(ended.merged)} runs merged, {len(ended.before)} had been before, {len(ended.left)} left as they are",
+        highlight=False,
+    )
 
 
 @app.command()

@@ -1,6 +1,8 @@
 """From a grid file to the runs it asks for, checked before anything is trained."""
 
 import itertools
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,11 +12,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from study.grid.identity import specification
-from study.grid.loading import Document, GridError, KeyPath, merge, nested, read_document
+from study.grid.loading import LIMIT_DEPTH, Document, GridError, KeyPath, merge, nested, read_document
 from study.grid.messages import explain, nearest
 from study.grid.plan import Cell, Plan
 from study.grid.schema import Budget, Grid, Run
 from study.grid.starts import chain
+
+LIMIT_RUNS = 100_000
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ def load_plan(path: Path, budget: str | None = None) -> Plan:
     Raises:
         GridError: with one line per problem, each naming file, line and key.
     """
+    if budget is not None and not re.fullmatch(r"[\w.+-]{1,64}", budget):
+        raise GridError(f"budget {budget!r}: a name of letters, digits, dots, dashes and underscores is needed")
     document = read_document(path)
     overlay = _read_budget(path, budget) if budget else Document({"description": ""}, {(): (path, 1)})
     grid, tree = _validated(document, overlay)
@@ -112,10 +118,18 @@ def _combinations(document: Document, grid: Grid) -> list[_Combination]:
     variants = [
         ({"variant": name}, ((), ("variants", name), settings)) for name, settings in grid.variants.items()
     ] or [({}, None)]
+    for axis in grid.axes:
+        if axis.count(".") > LIMIT_DEPTH:
+            raise GridError(f"{document.place(('axes', axis))}: axes.{axis[:40]}…: nested too deeply to be a grid")
     axes = [
         [({axis: label}, _axis_layer(axis, label, value)) for label, value in _labelled(document, axis, values).items()]
         for axis, values in grid.axes.items()
     ]
+    seeds = grid.seeds if isinstance(grid.seeds, int) else len(grid.seeds)
+    runs = seeds * (math.prod(map(len, [variants, *axes])) + len(grid.references))
+    if runs > LIMIT_RUNS:
+        place = document.place(("axes",), ("seeds",), ())
+        raise GridError(f"{place}: axes: {_many_runs(runs)} runs, before any is excluded; at most {LIMIT_RUNS:,}")
     product = []
     for parts in itertools.product(variants, *axes):
         labels = {key: label for part, _ in parts for key, label in part.items()}
@@ -126,6 +140,10 @@ def _combinations(document: Document, grid: Grid) -> list[_Combination]:
     if not kept:
         raise GridError(f"{document.place(('exclude',))}: exclude: leaves no run")
     return kept
+
+
+def _many_runs(runs: int) -> str:
+    return f"{runs:,}" if runs < 10**15 else f"10^{math.floor(math.log10(runs))}"
 
 
 def _axis_layer(axis: str, label: str, value: Any) -> tuple[KeyPath, KeyPath, dict[str, Any]]:

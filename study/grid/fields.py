@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, Strict
 class Declared(BaseModel):
     """A frozen, strictly typed piece of a grid; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     def ineffective(self) -> set[str]:
         """Names of fields that cannot change a result in this combination of values."""

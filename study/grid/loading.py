@@ -12,6 +12,8 @@ from study import StudyError
 
 KeyPath = tuple[str | int, ...]
 LIMIT_BYTES = 1_000_000
+LIMIT_DEPTH = 32  # of nested mappings and lists, dots counted; a run needs eight
+PLAIN = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 WHOLE = {"datasets"}  # a mapping under one of these keys is replaced, not merged
 TREES = {"base", "variants", "references", "models", "objective", "data", "optimisation", "evaluation", "analysis"}
 
@@ -101,19 +103,23 @@ def read_document(path: Path) -> Document:
 
 
 def _read(path: Path, children: tuple[Path, ...]) -> Document:
-    if path.resolve() in children:
-        raise GridError(f"{path} extends itself: {' -> '.join(map(str, (*children, path.resolve())))}")
+    if "\0" in str(path):
+        raise GridError(f"{str(path)!r} is no file name")
     try:
+        if path.resolve() in children:
+            raise GridError(f"{path} extends itself: {' -> '.join(map(str, (*children, path.resolve())))}")
+        if path.exists() and not path.is_file():
+            raise GridError(f"{path} is no regular file")
         if path.stat().st_size > LIMIT_BYTES:
             raise GridError(f"{path} is larger than {LIMIT_BYTES} bytes: not a grid")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise GridError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise GridError(f"{path} is not UTF-8 text") from None
-    loader = GridLoader(text)
-    loader.name = str(path)
     try:
+        loader = GridLoader(text)
+        loader.name = str(path)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise GridError(f"{path}:1: a grid is a mapping of keys to values")
@@ -137,17 +143,21 @@ def _read(path: Path, children: tuple[Path, ...]) -> Document:
 
 def _open(loader: GridLoader, node: yaml.Node, path: KeyPath, document: Document, file: Path) -> Any:
     """The value of a node, with places noted and, inside partial runs, dotted keys opened."""
+    if len(path) > LIMIT_DEPTH:
+        raise GridError(f"{file}:{node.start_mark.line + 1}: nested too deeply to be a grid")
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in PLAIN:
+        raise GridError(f"{file}:{node.start_mark.line + 1}: the tag {node.tag} is not read; remove it")
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             document.places[(*path, index)] = (file, item.start_mark.line + 1)
         return [_open(loader, item, (*path, index), document, file) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node, deep=True)
+        return _scalar(loader, node, file)
     tree: dict[str, Any] = {}
     seen: dict[str, int] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
-        key = loader.construct_object(key_node, deep=True)
+        key = _scalar(loader, key_node, file) if isinstance(key_node, yaml.ScalarNode) else key_node.value
         if isinstance(key, bool | int | float) or key is None:
             key = key_node.value
         if not isinstance(key, str):
@@ -158,6 +168,8 @@ def _open(loader: GridLoader, node: yaml.Node, path: KeyPath, document: Document
         # names of cells (one level below `variants`) keep their dots
         opens = bool(path) and path[0] in TREES and path not in (("variants",), ("references",))
         parts = tuple(key.split(".")) if opens else (key,)
+        if key.count(".") > LIMIT_DEPTH:
+            raise GridError(f"{file}:{line}: nested too deeply to be a grid")
         for depth in range(1, len(parts) + 1):
             document.places.setdefault((*path, *parts[:depth]), (file, line))
         value = _open(loader, value_node, (*path, *parts), document, file)
@@ -170,3 +182,13 @@ def _open(loader: GridLoader, node: yaml.Node, path: KeyPath, document: Document
             raise GridError(f"{file}:{line}: {key} is given twice, once with dots")
         level[parts[-1]] = merge(level[parts[-1]], value) if parts[-1] in level else value
     return tree
+
+
+def _scalar(loader: GridLoader, node: yaml.Node, file: Path) -> Any:
+    """A scalar's value; PyYAML's own readers raise whatever they come upon (`!!bool maybe`, a number without end)."""
+    try:
+        return loader.construct_object(node, deep=True)
+    except (ValueError, LookupError, AttributeError, TypeError, OverflowError):
+        kind = node.tag.rpartition(":")[2]
+        shown = str(node.value)[:40]
+        raise GridError(f"{file}:{node.start_mark.line + 1}: {shown!r} cannot be read as {kind}") from None

@@ -1,7 +1,8 @@
 """Which tables of a paper are regenerated, and which run would measure each of their rows: one YAML file per paper."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, PositiveFloat, ValidationError, model_validator
 
@@ -33,13 +34,15 @@ class Row(Declared):
     steps: int | None = None
     run: dict[str, Any] | None = None
     start: dict[str, Any] | None = None
-    weights: dict[str, str] = {}
+    weights: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}
     why: str | None = None
 
     @model_validator(mode="after")
     def _is_measurable_or_says_why(self) -> Self:
         if (self.run is None and not self.weights) == (self.why is None):
             raise ValueError(f"row {self.method!r} needs either a run or weights that measure it, or why there is none")
+        if self.start is not None and self.run is None:
+            raise ValueError(f"row {self.method!r} has a start and no run that starts from it")
         return self
 
 
@@ -64,6 +67,16 @@ class PaperTable(Declared):
     protocol: Protocol = "uint8_y"
     rows: Annotated[tuple[Row, ...], Sequence, Field(min_length=1)]
 
+    @model_validator(mode="after")
+    def _names_what_it_has(self) -> Self:
+        _refuse_repeated("scales", self.scales)
+        _refuse_repeated("datasets", self.datasets)
+        _refuse_repeated("metrics", self.metrics)
+        _refuse_unknown("stored", self.stored, self.datasets)
+        for row in self.rows:
+            _refuse_unknown(f"row {row.method!r}: weights", row.weights, self.scales)
+        return self
+
 
 class Paper(Declared):
     """A paper's tables.
@@ -85,18 +98,42 @@ class Paper(Declared):
     scales: dict[str, dict[str, Any]] = {}
     tables: Annotated[tuple[PaperTable, ...], Sequence, Field(min_length=1)]
 
+    @model_validator(mode="after")
+    def _names_what_it_has(self) -> Self:
+        _refuse_repeated("tables: name", (table.name for table in self.tables))
+        _refuse_repeated("tables: table", (table.table for table in self.tables))
+        _refuse_unknown("tolerances", self.tolerances, get_args(PaperMetric))
+        _refuse_unknown("scales", self.scales, (scale for table in self.tables for scale in table.scales))
+        return self
+
     def expected(self, row: Row, scale: int) -> Run | None:
         """The training that measures a row at a scale, at seed 0; None where there is none."""
         if row.run is None:
             return None
-        run = self._laid(scale, row.run)
-        return run if row.start is None else run.model_copy(update={"start": self._laid(scale, row.start)})
+        run = self.laid(scale, row.run)
+        return run if row.start is None else run.model_copy(update={"start": self.laid(scale, row.start)})
 
-    def _laid(self, scale: int, settings: dict[str, Any]) -> Run:
+    def laid(self, scale: int, settings: dict[str, Any]) -> Run:
+        """A run with these settings laid over the file's."""
         tree = Run().model_dump()
         for layer in (self.run, self.scales.get(str(scale), {}), settings, {"scale": scale, "seed": 0}):
             tree = merge(tree, layer)
         return Run.model_validate(tree)
+
+
+def _refuse_repeated(where: str, values: Iterable[object]) -> None:
+    seen: set[object] = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{where}: {value} is given twice")
+        seen.add(value)
+
+
+def _refuse_unknown(where: str, keys: Iterable[str], known: Iterable[object]) -> None:
+    names = dict.fromkeys(map(str, known))
+    for key in keys:
+        if key not in names:
+            raise ValueError(f"{where}: {key}: {nearest(key, names)}")
 
 
 def papers(folder: Path) -> dict[str, Path]:
@@ -126,8 +163,19 @@ def load_paper(folder: Path, name: str) -> Paper:
 
 
 def _check_run(paper: Paper, row: Row, scale: int, document: Document, path: KeyPath) -> None:
-    try:
-        paper.expected(row, scale)
-    except ValidationError as error:
-        said = explain(error, Run, lambda p: (document.place((*path, "run", *p), path), f"run.{'.'.join(map(str, p))}"))
-        raise GridError(f"{said} (row {row.method!r} at x{scale})") from None
+    for name, settings in (("run", row.run), ("start", row.start)):
+        if settings is None:
+            continue
+        layers = ((*path, name), ("scales", str(scale)), ("run",))  # the last one that was laid comes first
+        try:
+            paper.laid(scale, settings)
+        except ValidationError as error:
+            said = explain(
+                error,
+                Run,
+                lambda p, layers=layers, name=name: (
+                    document.place(*((*layer, *p) for layer in layers if p), path),
+                    ".".join(map(str, (name, *p))),
+                ),
+            )
+            raise GridError(f"{said} (row {row.method!r} at x{scale})") from None

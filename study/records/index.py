@@ -5,17 +5,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from study.grid.identity import sources, specification
 from study.grid.messages import nearest
 from study.grid.plan import Plan
 from study.grid.schema import SCHEMA_VERSION, Run
 from study.grid.starts import misfit
+from study.records.claims import held
 from study.records.store import RecordError, read_json
+
+if TYPE_CHECKING:
+    from study.records.survey import Stored
 
 
 def stored_runs(runs: Path) -> Iterable[tuple[str, Run]]:
@@ -29,24 +31,36 @@ def stored_runs(runs: Path) -> Iterable[tuple[str, Run]]:
             continue
 
 
-def locate(runs: Path, plan: Plan) -> dict[tuple[str, int], str]:
+def locate(runs: Path, plan: Plan, known: "Mapping[str, Stored] | None" = None) -> dict[tuple[str, int], str]:
     """Ids of the plan's runs that have a folder, by (cell, seed); no folder is given to two runs.
 
     A run is known by its settings and the sources it names; by its settings alone (the images may have moved) only
     where no other run of the plan has the same ones. The path of external weights is one of the settings.
 
+    Args:
+        runs: folder of the run folders.
+        plan: the runs.
+        known: what `survey` found there; looked up when absent.
+
     Raises:
         RecordError: two folders hold the same run on different images or weights, and nothing tells which is meant.
     """
-    found: dict[str, list[tuple[str, Run]]] = {}
-    for run_id, run in stored_runs(runs):
-        found.setdefault(specification(run), []).append((run_id, run))
-    wanted = Counter(specification(run) for _, run in plan.runs())
+    from study.records.survey import keys, survey
+
+    found: dict[str, list[tuple[str, str]]] = {}
+    for run_id, stored in (survey(runs) if known is None else known).items():
+        if stored.settings:
+            found.setdefault(stored.settings, []).append((run_id, stored.images))
+    declared = {
+        (cell.name, run.seed): key for cell in plan.cells for run, key in zip(cell.runs, keys(cell), strict=True)
+    }
+    wanted = Counter(settings for settings, _ in declared.values())
     ids = {}
     for cell, run in plan.runs():
-        alike = found.get(specification(run), [])
-        named = [one for one in alike if list(sources(one[1])) == list(sources(run))]
-        candidates = named if named or wanted[specification(run)] > 1 else alike
+        settings, images = declared[cell.name, run.seed]
+        alike = found.get(settings, [])
+        named = [one for one in alike if one[1] == images]
+        candidates = named if named or wanted[settings] > 1 else alike
         if len(candidates) > 1:
             both = ", ".join(run_id for run_id, _ in candidates)
             raise RecordError(
@@ -109,17 +123,6 @@ def status(runs: Path, run_id: str) -> dict[str, Any]:
         body["state"] = "done"
     elif body["state"] == "done":
         body = {"state": "pending", "attempt": body.get("attempt", 0)}  # something it recorded was removed
-    elif body["state"] == "running" and not _held(folder / ".lock"):
+    elif body["state"] == "running" and not held(folder):
         body["state"] = "interrupted"
     return body
-
-
-def _held(lock: Path) -> bool:
-    """Whether a living process holds a run's lock."""
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except (Timeout, OSError):
-        return True

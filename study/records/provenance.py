@@ -31,6 +31,7 @@ PACKAGES = (
 )
 DIFF_LIMIT_BYTES = 256 * 1024
 DIGESTS = "digests.json"
+_PLAIN = ("--no-ext-diff", "--no-color")  # whatever the user's settings
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -93,11 +94,12 @@ def write_digests(folder: Path, names: Iterable[str]) -> None:
 def changed_files(folder: Path) -> dict[str, tuple[str, str]] | None:
     """Name of each file that is not what the run wrote -> SHA-256 recorded and found; None where none were recorded.
 
-    A file that is gone has `absent` in place of the second. Raises `RecordError` where the record itself is broken.
+    A file that is gone has `absent` in place of the second. A table that was merged into another file is a link, and
+    has no bytes of its own to compare. Raises `RecordError` where the record itself is broken.
     """
     if not (folder / DIGESTS).exists():
         return None
-    recorded = read_json(folder / DIGESTS)
+    recorded = {n: digest for n, digest in read_json(folder / DIGESTS).items() if not (folder / n).is_symlink()}
     found = {name: _digest(folder / name) if (folder / name).exists() else "absent" for name in recorded}
     return {name: (recorded[name], found[name]) for name in recorded if recorded[name] != found[name]}
 
@@ -137,10 +139,11 @@ def _code() -> tuple[dict[str, Any], bytes]:
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return {"commit": None, "dirty": None, "diff_sha256": None}, b""
-    diff = _git("diff", "HEAD", "--", _PACKAGE.name) or b""
+    diff = _git("diff", *_PLAIN, "HEAD", "--", _PACKAGE.name) or b""
     for name in (_git("ls-files", "--others", "--exclude-standard", "-z", "--", _PACKAGE.name) or b"").split(b"\0"):
         if name:
-            diff += _git("diff", "--no-index", "--", "/dev/null", name.decode(errors="surrogateescape")) or b""
+            added = name.decode(errors="surrogateescape")
+            diff += _git("diff", *_PLAIN, "--no-index", "--", "/dev/null", added) or b""
     body = {"commit": commit.decode().strip(), "dirty": bool(diff), "diff_sha256": None}
     if not diff:
         return body, b""

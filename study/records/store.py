@@ -8,17 +8,19 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from study import StudyError
-from study.records.schemas import RUN_TABLES, TABLES
+
+if TYPE_CHECKING:  # a second to import, and a plan or a state needs no table
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+MERGED = b"runs"  # in the metadata of a file that holds several runs: their ids, one for each row group
 
 POINTS = 100  # of a training curve that is read
 
@@ -52,35 +54,74 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecordError(f"{path} is missing") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is not valid JSON: {error}") from None
 
 
 def write_table(folder: Path, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes `rows` as `<name>.parquet` under the schema of that name; equal rows give equal bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from study.records.schemas import TABLES
+
     table = pa.Table.from_pylist(list(rows), schema=TABLES[name])
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     replace(folder / f"{name}.parquet", sink.getvalue().to_pybytes())
 
 
-def read_table(folder: Path, name: str) -> pd.DataFrame:
+def read_table(folder: Path, name: str) -> "pd.DataFrame":
     """Reads one table of one run; raises `RecordError` when it is absent, broken or of another schema."""
-    return _read_arrow(folder / f"{name}.parquet", TABLES[name]).to_pandas()
+    from study.records.schemas import TABLES
+
+    with Tables() as files:
+        return files.read(folder / f"{name}.parquet", TABLES[name]).to_pandas()
 
 
-def _read_arrow(path: Path, schema: pa.Schema, encoded: Sequence[str] = ()) -> pa.Table:
-    """A table whose columns `encoded` are dictionaries; a file opens in half the time that a data set takes."""
-    try:
-        with pq.ParquetFile(path, read_dictionary=encoded) as file:
-            table = file.read(use_threads=False)
-    except FileNotFoundError:
-        raise RecordError(f"{path} is missing") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise RecordError(f"{path} is not a readable parquet file: {error}") from None
-    if not table.schema.equals(schema):
-        raise RecordError(f"{path} has columns {table.schema.names}, expected {schema.names}")
-    return table
+class Tables(ExitStack):
+    """Tables of runs being read; of merged ones (see `compaction`) the file stays open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open: dict[str, tuple[pq.ParquetFile, dict[str, int]]] = {}
+
+    def read(self, path: Path, schema: "pa.Schema", encoded: Sequence[str] = ()) -> "pa.Table":
+        """The table of the run in whose folder `path` lies; the columns `encoded` become dictionaries."""
+        import pyarrow as pa
+
+        try:
+            table = self._table(path, schema, encoded)
+            table.validate(full=True)
+        except FileNotFoundError:
+            raise RecordError(f"{path} is missing") from None
+        except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+            raise RecordError(f"{path} is not a readable parquet file: {error}") from None
+        if not table.schema.equals(schema):
+            raise RecordError(f"{path} has columns {table.schema.names}, expected {schema.names}")
+        return table
+
+    def _table(self, path: Path, schema: "pa.Schema", encoded: Sequence[str]) -> "pa.Table":
+        import pyarrow.parquet as pq
+
+        try:
+            merged = os.path.normpath(path.parent / path.readlink())
+        except OSError:  # no link: a file of its own
+            merged = None
+        if merged in self._open:
+            file, groups = self._open[merged]
+        else:
+            file = pq.ParquetFile(merged or path, read_dictionary=list(encoded), page_checksum_verification=True)
+            held = json.loads((file.schema_arrow.metadata or {}).get(MERGED, b"null"))
+            if held is None:  # a file opens in half the time that a data set takes
+                with file:
+                    return file.read(use_threads=False)
+            self.callback(file.close)
+            groups = {run: index for index, run in enumerate(held)}
+            self._open[merged or str(path)] = file, groups
+        if path.parent.name not in groups:
+            raise ValueError(f"it holds other runs, not {path.parent.name}")
+        return file.read_row_group(groups[path.parent.name], columns=schema.names, use_threads=False)
 
 
 @dataclass(frozen=True)
@@ -90,9 +131,9 @@ class Records:
     What `read` returns has every column of text as categories, in the order in which they are met.
     """
 
-    images: pd.DataFrame
-    scalars: pd.DataFrame
-    costs: pd.DataFrame
+    images: "pd.DataFrame"
+    scalars: "pd.DataFrame"
+    costs: "pd.DataFrame"
 
 
 def read(runs: Path, ids: Iterable[str]) -> Records:
@@ -103,30 +144,41 @@ def read(runs: Path, ids: Iterable[str]) -> Records:
     Raises:
         RecordError: a file is broken or of another schema.
     """
+    from study.records.schemas import RUN_TABLES
+
     ids = list(ids)
     return Records(**{name: _read_runs(runs, ids, name) for name in RUN_TABLES})
 
 
-def _read_runs(runs: Path, ids: Sequence[str], name: str) -> pd.DataFrame:
+def _read_runs(runs: Path, ids: Sequence[str], name: str) -> "pd.DataFrame":
+    import numpy as np
+    import pyarrow as pa
+
+    from study.records.schemas import RUN_TABLES
+
     text = [field.name for field in RUN_TABLES[name] if field.type == pa.string()]
     schema = pa.schema([_encoded(field) if field.name in text else field for field in RUN_TABLES[name]])
     own = _encoded(pa.field("run", pa.string(), nullable=False))
     parts = [pa.schema([own, *schema]).empty_table()]
-    for run in ids:
-        path = runs / run / f"{name}.parquet"
-        if path.exists():
-            table = _read_arrow(path, schema, text)
-            if name == "scalars":
-                table = _thinned(table)
-            codes = pa.array(np.zeros(len(table), np.int32))
-            parts.append(table.add_column(0, own, pa.DictionaryArray.from_arrays(codes, [run])))
+    with Tables() as files:
+        for run in ids:
+            path = runs / run / f"{name}.parquet"
+            if path.exists():
+                table = files.read(path, schema, text)
+                if name == "scalars":
+                    table = _thinned(table)
+                codes = pa.array(np.zeros(len(table), np.int32))
+                parts.append(table.add_column(0, own, pa.DictionaryArray.from_arrays(codes, [run])))
     whole = pa.concat_tables(parts).unify_dictionaries()
     parts.clear()  # so that the columns are freed as they are converted
     return whole.to_pandas(split_blocks=True, self_destruct=True)
 
 
-def _thinned(table: pa.Table) -> pa.Table:
+def _thinned(table: "pa.Table") -> "pa.Table":
     """The scalars of one run; of a long curve the mean of each bin, at its last step."""
+    import numpy as np
+    import pyarrow as pa
+
     if len(table) <= POINTS:
         return table
     table = table.combine_chunks()
@@ -147,5 +199,7 @@ def _thinned(table: pa.Table) -> pa.Table:
     return pa.table([columns[field.name] for field in table.schema], schema=table.schema)
 
 
-def _encoded(field: pa.Field) -> pa.Field:
+def _encoded(field: "pa.Field") -> "pa.Field":
+    import pyarrow as pa
+
     return field.with_type(pa.dictionary(pa.int32(), pa.string()))

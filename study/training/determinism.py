@@ -27,19 +27,18 @@ def heed_request() -> bool:
     wanted = os.environ.get(REQUEST, "") not in ("", "0")
     if wanted:
         os.environ.setdefault(CUBLAS, ":4096:8")
-    if wanted != torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(wanted)
-        torch.backends.cudnn.deterministic = wanted
-    if wanted:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
     return wanted
 
 
-def describe_machine(device: torch.device) -> dict[str, dict[str, Any]]:
+def describe_machine(device: torch.device, processes: int = 1) -> dict[str, dict[str, Any]]:
     """`hardware` and `settings` of a provenance record: all of the machine that can change the last bits of a result.
 
     Args:
         device: where the networks are.
+        processes: how many share the run.
     """
     gpu = device.type == "cuda"
     hardware = {
@@ -52,6 +51,7 @@ def describe_machine(device: torch.device) -> dict[str, dict[str, Any]]:
     }
     settings = {
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "matmul_precision": torch.get_float32_matmul_precision(),
         "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,

@@ -34,9 +34,10 @@ from study.models import build
 from study.models.external import find_weights, placed
 from study.models.weights import load_weights
 from study.objectives import require
-from study.records.provenance import describe, keep
+from study.records.provenance import describe, keep, write_digests
 from study.records.store import RecordError, read_json, read_table, replace, write_json, write_table
 from study.training.checkpoints import STATE, WEIGHTS
+from study.training.determinism import describe_machine, heed_request
 from study.training.schedule import sample_numbers
 from study.training.trainer import Interrupted, Trainer
 
@@ -164,6 +165,7 @@ class Machine:
         Raises:
             StudyError: the device does not have that precision (Accelerate would use another without a word).
         """
+        heed_request()
         AcceleratorState._reset_state()
         os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)  # the run alone says how it accumulates
         accelerator = Accelerator(mixed_precision=MIXED[run.optimisation.precision], cpu=self.cpu)
@@ -224,7 +226,8 @@ def _declare(run: Run, folder: Path, fingerprints: Mapping[str, str], accelerato
     write_json(path, body)
     device = accelerator.device
     words = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    record = describe(f"{words}; {accelerator.num_processes} processes", dict(fingerprints))
+    processes = accelerator.num_processes
+    record = describe(f"{words}; {processes} processes", dict(fingerprints), describe_machine(device, processes))
     keep(folder / "provenance.json", record)
 
 
@@ -299,23 +302,24 @@ def _conclude(
     status.write(state="running", phase="evaluating")
     for source in run.evaluation.datasets.values():
         save_thumbnails(machine.images[source], folder.parents[1] / "thumbnails")
-    network = _finished_network(placed(run, machine.images.root), folder, accelerator)
+    network = finished_network(placed(run, machine.images.root), folder, accelerator.device)
     costs += _evaluate(run, network, folder, machine, accelerator, status)
     costs += measure_costs(network, run.scale, run.evaluation.cost_lr_px, accelerator.device)
     write_table(folder, "costs", [dict(zip(("name", "value", "unit"), cost, strict=True)) for cost in costs])
     files = ["run.json", "provenance.json", "images.parquet", "costs.parquet"]
     files += ["scalars.parquet", WEIGHTS] if run.model.trained else []
+    write_digests(folder, files)
     replace(folder / "DONE", "\n".join(files).encode())
     status.write(state="done", phase="done")
     shutil.rmtree(folder / STATE.parent, ignore_errors=True)
 
 
-def _finished_network(run: Run, folder: Path, accelerator: Accelerator) -> nn.Module:
+def finished_network(run: Run, folder: Path, device: torch.device) -> nn.Module:
     """The network that is evaluated: built anew and loaded from the file that stays, without wrappers or autocast."""
     network = build(run)
     if run.model.trained:
         load_weights(network, folder / WEIGHTS)
-    return network.to(accelerator.device).eval()
+    return network.to(device).eval()
 
 
 def _evaluate(

@@ -6,7 +6,8 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,11 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
 
 from study import StudyError
 from study.grid.plan import Plan, title
 from study.grid.schema import Run
+from study.records.claims import Claim, take
 from study.records.declaration import declare
 from study.records.index import finished, status
 from study.records.store import RecordError
@@ -38,7 +39,6 @@ from study.training.placement import (
 from study.training.trainer import Diverged, Interrupted
 
 POLL_S = 0.5
-LOCK_PATIENCE_S = 5.0  # `study status` holds a lock for an instant
 WAIT = timedelta(days=7)
 
 
@@ -231,23 +231,23 @@ def _ended(folder: Path, run_id: str, attempts_before: int) -> str | None:
 
 
 def _try(run_id: str, run: Run, folder: Path, machine: Machine, attempts_before: int, start: str) -> str | None:
-    """Runs it, unless another process holds it (None); the kernel lets go of the lock when a process dies."""
+    """Runs it; None where another process holds it, or has taken it over meanwhile."""
     path = folder / run_id
     path.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(path / ".lock", timeout=0):
-            state = _ended(folder, run_id, attempts_before)
-            if state is None and start != "done":
-                return _pass_over(run, path, start, first=True)
-            return state or _attempt(run, path, machine)
-    except Timeout:
+    claim = take(path)
+    if claim is None:
         return None
+    with claim:
+        state = _ended(folder, run_id, attempts_before)
+        if state is None and start != "done":
+            return _pass_over(run, path, start, first=True)
+        return state or _attempt(run, path, machine, claim)
 
 
 def _together(
     grid: dict[str, Run], starts: Mapping[str, str], folder: Path, machine: Machine, processes: Processes
 ) -> dict[str, str]:
-    """All processes train one run after the other; the first holds its lock."""
+    """All processes train one run after the other; the first claims it."""
     ended: dict[str, str] = {}
     # what failed before comes last: in shared runs an error may end the launch, and must not keep others from training
     failed = {run_id for run_id in grid if status(folder, run_id)["state"] == "failed"}
@@ -256,24 +256,23 @@ def _together(
     for run_id, run in sorted(grid.items(), key=lambda item: item[0] in failed):
         path = folder / run_id
         path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / ".lock", timeout=LOCK_PATIENCE_S)
-        decision: list[Any] = [None]
-        if processes.first:
-            try:
-                lock.acquire()
-                decision = ["done" if finished(path) else "interrupted" if machine.stop() else "run"]
-            except Timeout:
-                decision = ["held"]
+        claim = take(path) if processes.first else None
+        decision: list[Any] = ["held"]
+        if claim is not None:
+            decision = ["done" if finished(path) else "interrupted" if machine.stop() else "run"]
         broadcast_object_list(decision)
-        try:
-            if decision[0] == "held":
-                raise RecordError(f"{run_id} is being trained by another launch on {folder}")
+        if decision[0] == "held":
+            raise RecordError(f"{run_id} is being trained by another launch on {folder}")
+        with claim or nullcontext():
             before = _begun(run_id, starts, folder, ended)
             if decision[0] == "run" and before != "done":
                 decision = [_pass_over(run, path, before, processes.first)]
-            ended[run_id] = _attempt(run, path, machine, processes) if decision[0] == "run" else decision[0]
-        finally:
-            lock.release()
+            state = _attempt(run, path, machine, claim, processes) if decision[0] == "run" else decision[0]
+        if state is None:
+            raise RecordError(
+                f"{run_id} was taken over by another launch on {folder}: this one had stopped for too long"
+            )
+        ended[run_id] = state
     return ended
 
 
@@ -285,9 +284,14 @@ def _pass_over(run: Run, path: Path, start: str, first: bool) -> str:
     return start
 
 
-def _attempt(run: Run, path: Path, machine: Machine, processes: Processes | None = None) -> str:
+def _attempt(
+    run: Run, path: Path, machine: Machine, claim: Claim | None, processes: Processes | None = None
+) -> str | None:
+    """How it ended; None where another process has taken it over, whose records are then left alone."""
     status_file = Status(path, run)
     first = processes is None or processes.first
+    if claim is not None:
+        machine = replace(machine, stop=lambda stop=machine.stop: stop() or claim.passed_over.is_set())
     try:
         execute(run, path, machine, status_file)
         return "done"
@@ -300,6 +304,8 @@ def _attempt(run: Run, path: Path, machine: Machine, processes: Processes | None
         if processes is not None and processes.world > 1 and not isinstance(error, Diverged):
             status_file.write(state=state, **details)
             raise  # the other processes wait for this one: only the launcher can end them
+    if claim is not None and claim.lost():
+        return None
     if first:
         status_file.write(state=state, **details)
     return state

@@ -2,6 +2,7 @@ import pandas as pd
 import pytest
 
 from study.analysis.papers import build_tables
+from study.analysis.published import load_published, select
 from study.analysis.rendering import REPORTS
 from study.grid.identity import specification
 from study.grid.loading import GridError
@@ -80,3 +81,14 @@ def test_another_budget_is_named(tmp_path):
 def test_an_unknown_paper_names_the_nearest(tmp_path):
     with pytest.raises(GridError, match="did you mean 'catanet'"):
         build_tables(TABLES, "catnet", tmp_path, tmp_path, "")
+
+
+@pytest.mark.parametrize("name", list(papers(TABLES)))
+def test_every_row_of_the_given_tables_has_a_published_number(name):
+    paper, numbers = load_paper(TABLES, name), load_published()
+    for table in paper.tables:
+        for row in (row for row in table.rows if row.method != "CT"):  # the notes say that it has none
+            place = {"paper": row.paper or paper.paper, "table": row.table or table.table, "method": row.method}
+            found = select(numbers, **place, steps=row.steps)
+            assert {one.scale for one in found} & set(table.scales), (table.name, row.method)
+            assert {one.dataset for one in found} & {*table.datasets, ""}, (table.name, row.method)

@@ -14,6 +14,9 @@ from torch.func import functional_call
 
 from study import StudyError
 from study.data.decoding import DataError
+from study.grid.expand import load_plan
+from study.grid.identity import inputs, run_id, specification
+from study.grid.loading import GridError
 from study.grid.models import IMDN as IMDNConfig
 from study.grid.models import External as ExternalConfig
 from study.grid.schema import Run
@@ -220,3 +223,83 @@ def test_without_spandrel_the_message_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "spandrel", None)
     with pytest.raises(StudyError, match=r"^model external needs spandrel: pip install 'study\[baselines\]'$"):
         load(path)
+
+
+SMALL = IMDNConfig(width=8, blocks=1)
+GRID = """\
+question: q
+base: {scale: 2}
+variants: {hard: {}}
+references:
+  published: {model: {kind: external, weights: net.pth, network: {kind: imdn, width: 8, blocks: 1}}}
+seeds: 1
+analysis: {baseline: hard}
+"""
+
+
+def declared(folder: Path, old: str = "", new: str = "") -> Run:
+    """The run of the grid's reference, with one passage of the grid changed."""
+    assert old in GRID
+    (folder / "grid.yaml").write_text(GRID.replace(old, new, 1) if old else GRID)
+    return next(cell for cell in load_plan(folder / "grid.yaml").cells if cell.name == "published").runs[0]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_of_a_kind_of_our_own_are_a_row_of_a_grid(suffix, tmp_path):
+    reference = seeded(IMDN, SMALL, 2)  # pyright: ignore[reportArgumentType]
+    save(reference, tmp_path / f"net{suffix}")
+    run = declared(tmp_path, "net.pth", f"net{suffix}")
+    assert run.ineffective() >= {"seed", "optimisation", "data"}
+    with torch.device("meta"):
+        network = build(placed(run, tmp_path))
+    assert isinstance(network, IMDN)
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    with torch.inference_mode():
+        assert torch.equal(network(picture(9, 12)), reference(picture(9, 12)))
+
+
+def test_the_network_and_the_content_of_the_file_make_the_identity(tmp_path):
+    run, wider = declared(tmp_path), declared(tmp_path, "width: 8", "width: 16")
+    alone = declared(tmp_path, ", network: {kind: imdn, width: 8, blocks: 1}", "")
+    moved = declared(tmp_path, "net.pth", "elsewhere/net.pth")
+
+    def identity(run: Run, content: str = "abc") -> str:
+        return run_id(run, dict.fromkeys(inputs(run), content))
+
+    assert len({identity(one) for one in (run, wider, alone)}) == 3
+    assert identity(moved) == identity(run)
+    assert identity(run, "abd") != identity(run)
+    assert specification(moved) != specification(run)  # without contents the path tells files apart
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        ("{kind: imdn, width: 16, blocks: 1}", r"net\.pth does not fit: .*of another shape"),
+        ("{kind: cfsr}", r"net\.pth does not fit: .*entries missing"),
+        ("{kind: imdn, width: 8, blocks: 1}", r"it looks like scale 3, the network is scale 2"),
+    ],
+)
+def test_a_file_of_another_network_is_refused_by_name(network, said, tmp_path):
+    save(IMDN(SMALL, 3 if "scale" in said else 2), tmp_path / "net.pth")
+    run = declared(tmp_path, "{kind: imdn, width: 8, blocks: 1}", network)
+    with pytest.raises(WeightsError, match=said):
+        build(placed(run, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        ("{kind: imdm}", "model.network.kind (in published): unknown kind 'imdm'; did you mean 'imdn'?"),
+        ("{kind: external, weights: a.pth}", "model.network.kind (in published): unknown kind 'external'"),
+        ("{kind: bicubic}", "model.network.kind (in published): unknown kind 'bicubic'"),
+        ("{kind: imdn, wdth: 8}", "model.network.wdth (in published): unknown key; did you mean 'width'?"),
+        ("imdn", "model.network (in published): "),
+    ],
+)
+def test_what_is_no_network_is_refused_by_line_and_key(network, said, tmp_path):
+    with pytest.raises(GridError) as error:
+        declared(tmp_path, "{kind: imdn, width: 8, blocks: 1}", network)
+    assert str(error.value).startswith(f"{tmp_path / 'grid.yaml'}:5: ")
+    assert said in str(error.value)

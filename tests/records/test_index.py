@@ -1,11 +1,11 @@
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from study.grid.expand import load_plan
 from study.grid.plan import Plan
 from study.grid.schema import Data, Folder, Run
+from study.records.claims import take
 from study.records.index import finished, locate, status
 from study.records.store import RecordError, write_json
 
@@ -46,7 +46,9 @@ def test_the_same_run_on_two_contents_is_refused(tmp_path: Path, plan: Plan) -> 
 def test_a_running_run_that_nobody_holds_was_interrupted(tmp_path: Path) -> None:
     assert status(tmp_path, "run") == {"state": "pending"}
     write_json(tmp_path / "run" / "status.json", {"state": "running", "step": 3})
-    with FileLock(tmp_path / "run" / ".lock"):
+    claim = take(tmp_path / "run")
+    assert claim is not None
+    with claim:
         assert status(tmp_path, "run")["state"] == "running"
     assert status(tmp_path, "run") == {"state": "interrupted", "step": 3}
     (tmp_path / "run" / "DONE").touch()

@@ -6,6 +6,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,14 +15,19 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from study.data.images import open_images
 from study.grid.expand import load_plan
 from study.grid.identity import inputs, run_id
+from study.grid.models import External
 from study.grid.plan import Plan
 from study.grid.schema import SCHEMA_VERSION
+from study.records.index import locate
 from study.records.provenance import describe
 from study.records.schemas import RUN_TABLES
+from study.records.store import write_json
+from study.records.survey import MEMORY, survey
 
 SEEDS = 5
 LIMITS_S = {"plan": 5.0, "status": 2.0, "run": 5.0}
@@ -52,10 +58,11 @@ def declare(runs: int, folder: Path) -> Path:
 
 def finish(plan: Plan, results: Path) -> None:
     """Writes every run of a plan as one that has finished, the files of `records.store`, all tables alike."""
-    known = {item for _, run in plan.runs() for item in inputs(run)}
-    contents: dict[Any, str] = {
-        item: open_images(item, root=results, cache=results / "cache").fingerprint for item in known
-    }
+    known = dict.fromkeys(item for _, run in plan.runs() for item in inputs(run))
+    contents: dict[Any, str] = {}
+    for item in known:
+        assert not isinstance(item, External)
+        contents[item] = open_images(item, root=results, cache=results / "cache").fingerprint
     tables = {name: _table(name) for name in RUN_TABLES}
     provenance = json.dumps(describe("cpu, 1 threads; 1 processes", {}), indent=2).encode()
     files = ["run.json", "provenance.json", *(f"{name}.parquet" for name in RUN_TABLES), "weights.safetensors"]
@@ -109,6 +116,56 @@ def measure(grid: Path, results: Path) -> dict[str, float]:
         taken[name] = time.perf_counter() - begun
         assert done.returncode == 0, done.stderr[-2000:]
     return taken
+
+
+def test_a_small_grid_takes_its_share_of_the_time(tmp_path: Path) -> None:
+    grid = declare(100, tmp_path)
+    plan = load_plan(grid)
+    finish(plan, tmp_path / "results")
+    runs = tmp_path / "results" / "runs"
+    begun = time.perf_counter()
+    known = survey(runs)
+    ids = locate(runs, plan, known)
+    assert len(ids) == len(set(ids.values())) == 100
+    assert {known[run_id].state["state"] for run_id in ids.values()} == {"done"}
+    assert time.perf_counter() - begun < 3.0  # ten milliseconds a run, where one is usual
+
+
+def test_what_is_remembered_is_what_would_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = load_plan(declare(10, tmp_path))
+    finish(plan, tmp_path / "results")
+    runs = tmp_path / "results" / "runs"
+    first = survey(runs)
+    assert not (runs / MEMORY).exists()  # too fresh to be told from what may follow
+    monkeypatch.setattr("study.records.survey.SETTLED_S", -1.0)
+    assert survey(runs) == first
+    assert set(json.loads((runs / MEMORY).read_text())["runs"]) == set(first)
+    assert survey(runs) == first
+    one, other, third, fourth = sorted(first)[:4]
+    (runs / one / "images.parquet").unlink()
+    (runs / other / "run.json").write_text("{}")  # in place: the folder's own time stays
+    write_json(runs / third / "status.json", {"state": "done", "loss": 0.5})
+    shutil.rmtree(runs / fourth)
+    again = survey(runs)
+    assert again[one].state["state"] == "pending"
+    assert again[other].settings == ""
+    assert again[third].state["loss"] == 0.5
+    assert fourth not in again
+    assert {name: again[name] for name in sorted(first)[4:]} == {name: first[name] for name in sorted(first)[4:]}
+    (runs / MEMORY).unlink()
+    assert survey(runs) == again
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b'{"code": 1, "runs": {}}', b'{"runs": 3}', b"\xff"])
+def test_a_broken_memory_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    plan = load_plan(declare(5, tmp_path))
+    finish(plan, tmp_path / "results")
+    runs = tmp_path / "results" / "runs"
+    monkeypatch.setattr("study.records.survey.SETTLED_S", -1.0)
+    first = survey(runs)
+    (runs / MEMORY).write_bytes(content)
+    assert survey(runs) == first
+    assert len(json.loads((runs / MEMORY).read_text())["runs"]) == 5
 
 
 def main(runs: int, folder: Path) -> None:

@@ -71,6 +71,38 @@ def test_a_long_curve_is_averaged_in_bins(tmp_path: Path) -> None:
     assert np.isnan(read_back[read_back["name"] == "a"]["value"].to_numpy()).sum() == 1
 
 
+def test_a_changed_bit_is_told_and_never_read_as_another_value(tmp_path: Path) -> None:
+    rows = [{**ROWS[0], "image": f"image_{n % 7}", "value": float(n)} for n in range(60)]
+    write_table(tmp_path / "run", "images", rows)
+    path = tmp_path / "run" / "images.parquet"
+    content = path.read_bytes()
+    right = read(tmp_path, ["run"]).images
+    told = silent = 0
+    for place in range(4, len(content), 5):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            found = read(tmp_path, ["run"]).images
+        except RecordError as error:
+            told += "images.parquet" in str(error)
+            silent += "images.parquet" not in str(error)
+        else:  # a bit of the description, which says nothing of the rows
+            pd.testing.assert_frame_equal(found, right)
+    for end in range(0, len(content), 101):
+        path.write_bytes(content[:end])
+        with pytest.raises(RecordError, match=r"images\.parquet is not a readable parquet file"):
+            read_table(path.parent, "images")
+    assert told > 100
+    assert not silent
+
+
+def test_json_without_end_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("[" * 100_000)
+    with pytest.raises(RecordError, match=r"run\.json is not valid JSON"):
+        read_json(tmp_path / "run.json")
+
+
 def test_what_is_broken_or_absent_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"images\.parquet is missing"):
         read_table(tmp_path, "images")
