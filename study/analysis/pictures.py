@@ -21,6 +21,7 @@ from study.analysis.markup import cut, reveal
 LONGEST_LINE = 95  # characters that fit into a figure's width
 
 _beside: Forks | None = None
+_unwritten = False
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,14 @@ class Picture:
 
 
 def save_figure(figure: Figure, folder: Path, name: str, caption: str) -> Picture:
-    """Writes SVG, PNG and PDF; equal figures give equal bytes. Inside `writing_beside` they come later."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes SVG, PNG and PDF; equal figures give equal bytes.
+
+    Inside `writing_beside` they come later, inside `writing_nothing` never.
+    """
     paths = {ending: folder / f"{name}.{ending}" for ending in ("svg", "png", "pdf")}
+    if _unwritten:
+        return Picture(name, caption, paths)
+    folder.mkdir(parents=True, exist_ok=True)
     if _beside is None:
         _write(figure, paths)
     else:
@@ -69,6 +75,17 @@ def writing_beside() -> Iterator[None]:
             yield
         finally:
             _beside = None
+
+
+@contextmanager
+def writing_nothing() -> Iterator[None]:
+    """Figures that are saved inside are drawn but not written, which is most of their time: for a report's tables."""
+    global _unwritten
+    _unwritten = True
+    try:
+        yield
+    finally:
+        _unwritten = False
 
 
 def _write(figure: Figure, paths: Mapping[str, Path]) -> None:

@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.style import context as style_context
 
 from study.analysis.comparisons import Comparison, compare_declared
-from study.analysis.pictures import Picture, writing_beside
+from study.analysis.pictures import Picture, writing_beside, writing_nothing
 from study.analysis.rendering import FORMATS, find_style, render
 from study.analysis.results import Results
 from study.analysis.sections import Section, build_sections
@@ -96,10 +95,10 @@ def report_tables(
     statuses: Mapping[str, Mapping[str, Any]],
     runs: Path,
 ) -> list[Table]:
-    """Every table of the report; arguments as in `build_report`. Nothing is kept of the figures."""
+    """Every table of the report; arguments as in `build_report`. No figure is written."""
     results = Results(plan, ids, records, statuses)
-    with TemporaryDirectory() as folder, mpl.rc_context(), style_context(["default", find_style("report")]):
-        sections = build_sections(results, compare_declared(results), runs, Path(folder))
+    with mpl.rc_context(), style_context(["default", find_style("report")]), writing_nothing():
+        sections = build_sections(results, compare_declared(results), runs, Path())
     return [block for section in sections for block in section.blocks if isinstance(block, Table)]
 
 

@@ -57,7 +57,7 @@ def build_sections(results: Results, comparisons: list[Comparison], runs: Path, 
     exploratory = list(compare_exploratory(results))
     sections = [
         Section("declared", "What was declared", (summaries.declaration_table(results),)),
-        _comparison_section(results, comparisons, styles, folder),
+        _comparison_section(results, comparisons, exploratory, styles, folder),
         _results_section(results, runs),
         _perception_section(results, styles, folder),
         Section("noise", "Noise floor", (summaries.noise_table(results),)),
@@ -68,7 +68,7 @@ def build_sections(results: Results, comparisons: list[Comparison], runs: Path, 
         *_pictures_sections(results, styles, runs, folder),
         _scepticism_section(results, comparisons),
         Section("protocols", "Protocol sensitivity", (summaries.protocol_table(results),), exploratory=True),
-        _exploration_section(results, comparisons, exploratory, styles, folder),
+        _exploration_section(results, exploratory, styles, folder),
         Section("runs", "Runs", (summaries.runs_table(results),)),
         Section("costs", "Costs", (summaries.costs_table(results),)),
         Section("provenance", "Provenance", (provenance_table(results, runs),)),
@@ -81,19 +81,28 @@ def _shows(block: Block) -> bool:
 
 
 def _comparison_section(
-    results: Results, comparisons: list[Comparison], styles: dict[str, Any], folder: Path
+    results: Results,
+    comparisons: list[Comparison],
+    exploratory: list[Comparison],
+    styles: dict[str, Any],
+    folder: Path,
 ) -> Section:
+    """The declared pairs; the matrix shows the other datasets beside the declared one, hollow."""
     if not comparisons:
         return Section("comparisons", "Declared comparisons", ("No comparison was declared.",))
     caption = (
         "Declared comparisons: mean difference, first minus second, with the interval of the named claim's test; "
         "hollow: preliminary. The interval is not corrected for the number of comparisons, the verdict is."
     )
-    forest = save_figure(draw_forest(comparisons, styles), folder, "forest", caption)
+    blocks: list[Block] = [save_figure(draw_forest(comparisons, styles), folder, "forest", caption)]
     caption = "Declared comparisons: the first minus the second."
-    table = summaries.comparison_table(comparisons, "comparisons", caption, results)
+    blocks.append(summaries.comparison_table(comparisons, "comparisons", caption, results))
+    matrix = draw_significance([*comparisons, *exploratory])
+    if matrix is not None:
+        caption = significance_caption([*comparisons, *exploratory])
+        blocks.append(save_figure(matrix, folder, "significance", caption))
     equivalence = summaries.equivalence_table(comparisons)
-    return Section("comparisons", "Declared comparisons", (forest, table, *([equivalence] if equivalence.rows else [])))
+    return Section("comparisons", "Declared comparisons", (*blocks, *([equivalence] if equivalence.rows else [])))
 
 
 def _results_section(results: Results, runs: Path) -> Section:
@@ -250,17 +259,9 @@ def _scepticism_section(results: Results, comparisons: list[Comparison]) -> Sect
 
 
 def _exploration_section(
-    results: Results,
-    comparisons: list[Comparison],
-    exploratory: list[Comparison],
-    styles: dict[str, Any],
-    folder: Path,
+    results: Results, exploratory: list[Comparison], styles: dict[str, Any], folder: Path
 ) -> Section:
     blocks: list[Block] = []
-    matrix = draw_significance([*comparisons, *exploratory])
-    if matrix is not None:
-        caption = significance_caption([*comparisons, *exploratory])
-        blocks.append(save_figure(matrix, folder, "significance", caption))
     if any(comparison.deltas.values.size for comparison in exploratory):
         blocks.append("Nothing here was declared: p values are not corrected, and no verdict is given.")
         claim, primary = results.plan.grid.analysis.claim, results.primary.dataset

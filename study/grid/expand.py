@@ -68,10 +68,10 @@ def _read_budget(path: Path, budget: str) -> Document:
 def _validated(document: Document, overlay: Document) -> tuple[Grid, dict[str, Any]]:
     """The grid, and the base run as a complete tree with the budget laid over it."""
     shared = {key: overlay.tree[key] for key in Budget.RUN_KEYS if key in overlay.tree}
-    base = merge(document.tree.get("base") or {}, shared)
-    if not isinstance(document.tree.get("base", {}), dict):
-        raise GridError(f"{document.place(('base',))}: base: must be a mapping, got {document.tree['base']!r}")
-    tree = merge(Run().model_dump(), base)
+    base = document.tree.get("base", {})
+    if not isinstance(base, dict):
+        raise GridError(f"{document.place(('base',))}: base: must be a mapping, got {base!r}")
+    tree = merge(Run().model_dump(), merge(base, shared))
     tree = merge(tree, {"model": overlay.tree.get("models", {}).get(_kind(tree, "model"), {})})
     tree = merge(tree, overlay.tree.get("objectives", {}).get(_kind(tree, "objective"), {}))
     whole = {**document.tree, "base": tree}

@@ -148,6 +148,8 @@ def test_numbers_and_words_follow_yaml_1_2(write: Write) -> None:
         ("scale: 2", "scale: [2", ["not valid YAML"]),
         ("references:", "references:\n  hard, count=full: {scale: 3}", ["a variant has that name"]),
         ("analysis:\n  baseline: hard, count=full\n", "", ["analysis: is required"]),
+        ("base:\n", "base: true\nlost:\n", [":2: base: must be a mapping, got True"]),
+        ("base:\n", "base: base\nlost:\n", [":2: base: must be a mapping, got 'base'"]),
         ("base:", "extends: grid.yaml\nbase:", ["extends itself"]),
         ("base:", "extends: nowhere.yaml\nbase:", ["nowhere.yaml: No such file"]),
         ("count=full\n", "count=full\n  dataset: Set6\n", ["analysis.dataset", "did you mean 'Set5'?"]),
