@@ -2,11 +2,13 @@
 
 import os
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -28,42 +30,34 @@ def plan(
     data_root: DataRoot = Path("datasets"),
     cpu: CpuOnly = False,
     time: Annotated[bool, typer.Option(help="time a training step of every network, to estimate the whole")] = True,
+    whole: Annotated[
+        bool, typer.Option("--all", help=f"list every run, of more than {LISTED} too [default: the first]")
+    ] = False,
 ) -> None:
     """Print every run of a grid, what it costs, and what was declared; train nothing."""
-    from study.data.images import DataError
-    from study.evaluation.metrics import MetricUnavailable
     from study.training.estimate import duration, estimate
     from study.training.execution import ImageSets
 
     declared = load_grid(grid, budget, results)
     images = ImageSets(data_root, results / "cache")
     estimates = estimate(declared, root=data_root, cpu=cpu, timed=time)
-    view = Table(title=f"{declared.name}: {declared.grid.question}", title_justify="left")
+    view = Table(title=escape(f"{declared.name}: {declared.grid.question}"), title_justify="left")
     for name, justify in (("cell", "left"), ("seed", "right"), ("id", "left"), ("parameters", "right")):
         view.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
     view.add_column("multiply-adds", justify="right")
     view.add_column("time", justify="right")
-    missing: str | None = None
-    obstacle: str | None = None
-    for cell, run in declared.runs():
-        try:
-            if missing is None and obstacle is None:
-                images.check(run, 1)
-        except DataError as error:
-            missing = str(error)
-        except MetricUnavailable as error:
-            obstacle = str(error)
-        try:
-            run_id = images.identify(run)[-10:] if missing is None else "?"
-        except DataError as error:
-            missing, run_id = str(error), "?"
+    missing, obstacle = _what_lacks(declared, images)
+    count = sum(len(cell.runs) for cell in declared.cells)
+    for cell, run in islice(declared.runs(), None if whole else LISTED):
         cost = estimates[cell.name]
         seed = "" if "seed" in run.ineffective() else str(run.seed)
         parameters = "?" if cost.parameters is None else f"{cost.parameters:,}"
         products = "?" if cost.multiply_adds is None else f"{cost.multiply_adds / 1e9:.2f} G"
-        view.add_row(cell.name, seed, run_id, parameters, products, duration(cost.seconds))
+        run_id = images.identify(run)[-10:] if missing is None else "?"
+        view.add_row(escape(cell.name), seed, run_id, parameters, products, duration(cost.seconds))
     out.print(view)
-    count = sum(len(cell.runs) for cell in declared.cells)
+    if view.row_count < count:
+        out.print(f"{LISTED} of {count} runs are listed, --all lists every one", highlight=False)
     seconds = [estimates[cell.name].seconds for cell, _ in declared.runs()]
     timed = [value for value in seconds if value is not None]
     whole = f", about {duration(sum(timed))} of training one after the other on this machine"
@@ -74,6 +68,25 @@ def plan(
         out.print(f"ids are not known yet: {missing}", style="yellow", highlight=False)
     if obstacle:
         out.print(f"cannot be trained here: {obstacle}", style="yellow", highlight=False)
+
+
+def _what_lacks(declared: Plan, images: "ImageSets") -> tuple[str | None, str | None]:
+    """Why the runs' ids cannot be known here, and why they cannot be trained here; None where they can."""
+    from study.data.images import DataError
+    from study.evaluation.metrics import MetricUnavailable
+
+    obstacle: str | None = None
+    try:
+        for cell in declared.cells:
+            try:
+                images.check(cell.runs[0], 1)
+            except MetricUnavailable as error:
+                obstacle = obstacle or str(error)
+            for run in cell.runs:
+                images.identify(run)
+    except DataError as error:
+        return str(error), obstacle
+    return None, obstacle
 
 
 def _print_analysis(declared: Plan) -> None:
@@ -269,12 +282,12 @@ def data(
 
     declared = load_grid(grid, budget, results)
     images = ImageSets(data_root, results / "cache")
-    view = Table(title=f"{declared.name}: image sets", title_justify="left")
+    view = Table(title=escape(f"{declared.name}: image sets"), title_justify="left")
     for name in ("set", "images", "content"):
         view.add_column(name, justify="right" if name == "images" else "left")
     for source in dict.fromkeys(source for _, one in declared.runs() for source in sources(one)):
         opened = images[source]
-        view.add_row(opened.name, str(len(opened)), opened.fingerprint[:16])
+        view.add_row(escape(opened.name), str(len(opened)), opened.fingerprint[:16])
     out.print(view)
     if samples is not None:
         _draw_samples(declared, images, samples)

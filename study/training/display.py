@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,13 @@ COLOURS = {"done": "green", "failed": "red", "running": "cyan", "interrupted": "
 SHOWN = 24
 
 
-def table(title: str, names: Mapping[str, str], runs: Path, limit: int | None = None) -> Table:
+def table(
+    title: str,
+    names: Mapping[str, str],
+    runs: Path,
+    limit: int | None = None,
+    done: dict[str, Mapping[str, Any]] | None = None,
+) -> Table:
     """State, step, loss, speed and time left of every run.
 
     Args:
@@ -27,8 +34,9 @@ def table(title: str, names: Mapping[str, str], runs: Path, limit: int | None = 
         names: run id -> name of its cell.
         runs: folder of the run folders.
         limit: rows at most; what runs or failed comes first then, and the rest is counted.
+        done: states of finished runs, which are not read again; those that have finished since are added.
     """
-    states = {run_id: _status(runs, run_id) for run_id in names}
+    states = _states(names, runs, {} if done is None else done)
     counts: dict[str, int] = {}
     for body in states.values():
         counts[body["state"]] = counts.get(body["state"], 0) + 1
@@ -64,6 +72,13 @@ def table(title: str, names: Mapping[str, str], runs: Path, limit: int | None = 
     return view
 
 
+def _states(names: Mapping[str, str], runs: Path, done: dict[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The runs' states, in order; those already `done` are not read, and the newly done are added there."""
+    states = {run_id: done.get(run_id) or _status(runs, run_id) for run_id in names}
+    done |= {run_id: body for run_id, body in states.items() if body["state"] == "done"}
+    return states
+
+
 def _status(runs: Path, run_id: str) -> dict[str, Any]:
     try:
         return status(runs, run_id)
@@ -79,17 +94,21 @@ def _left(body: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def display(title: str, names: Mapping[str, str], runs: Path, shows: bool) -> Iterator[None]:
-    """Shows the runs' progress while the block runs, in the process that `shows`."""
+def display(
+    title: str, names: Mapping[str, str], runs: Path, shows: bool, done: Mapping[str, Mapping[str, Any]]
+) -> Iterator[None]:
+    """Shows the runs' progress while the block runs, in the process that `shows`; `done` as for `table`."""
+    known = dict(done)
     console = Console(stderr=True)
     if not shows:
         yield
     elif console.is_terminal:
-        with Live(get_renderable=lambda: table(title, names, runs, SHOWN), console=console, refresh_per_second=2):
+        shown = partial(table, title, names, runs, SHOWN, known)
+        with Live(get_renderable=shown, console=console, refresh_per_second=2):
             yield
     else:
         stopped = threading.Event()
-        thread = threading.Thread(target=_log, args=(console, names, runs, stopped), daemon=True)
+        thread = threading.Thread(target=_log, args=(console, names, runs, known, stopped), daemon=True)
         thread.start()
         try:
             yield
@@ -98,19 +117,24 @@ def display(title: str, names: Mapping[str, str], runs: Path, shows: bool) -> It
             thread.join()
 
 
-def _log(console: Console, names: Mapping[str, str], runs: Path, stopped: threading.Event) -> None:
+def _log(
+    console: Console,
+    names: Mapping[str, str],
+    runs: Path,
+    done: dict[str, Mapping[str, Any]],
+    stopped: threading.Event,
+) -> None:
     """One line for every change of state, and one for every running run from time to time."""
-    told: dict[str, str] = {}
+    told = dict.fromkeys(done, "done")
     waited = 0.0
     ends = False
     while not ends:
         ends = stopped.wait(0.5)
         waited += 0.5
-        for run_id, name in names.items():
-            body = _status(runs, run_id)
+        for run_id, body in _states(names, runs, done).items():
             changed = told.get(run_id) != body["state"]
             if (changed and body["state"] != "pending") or (body["state"] == "running" and waited >= PLAIN_EVERY_S):
-                console.print(_line(name, body), highlight=False, markup=False, soft_wrap=True)
+                console.print(_line(names[run_id], body), highlight=False, markup=False, soft_wrap=True)
             told[run_id] = body["state"]
         waited = 0.0 if waited >= PLAIN_EVERY_S else waited
 

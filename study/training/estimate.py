@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -11,7 +12,6 @@ from rich.progress import track
 from study.data.decoding import DataError
 from study.evaluation.complexity import multiply_adds, parameters
 from study.evaluation.metrics import MetricUnavailable
-from study.grid.identity import specification
 from study.grid.plan import Plan
 from study.grid.schema import Run
 from study.models import build
@@ -19,7 +19,7 @@ from study.models.external import placed
 from study.objectives import OBJECTIVES
 from study.objectives.objective import Batch
 
-CPU_BATCH = 2  # on a CPU time grows in proportion to the batch, so a small one tells as much
+CPU_BATCH = 2  # at most: on a CPU time grows in proportion to the batch, so a small one tells as much
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,26 @@ def estimate(plan: Plan, *, root: Path, cpu: bool, timed: bool) -> dict[str, Est
         cpu: keep off the GPU.
         timed: measure training steps too.
     """
-    known: dict[str, tuple[int | None, int | None, float | None]] = {}
+    sizes: dict[Any, tuple[int, int] | tuple[None, None]] = {}
+    times: dict[Any, float | None] = {}
+    device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
     estimates = {}
     shown = Console(stderr=True)
     for cell in track(plan.cells, "timing a step of every network", console=shown, transient=True, disable=not timed):
         run = cell.runs[0]
-        alike = run.model_copy(update={"evaluation": type(run.evaluation)(), "seed": 0, "start": None})
-        key = specification(alike)
-        if key not in known:
-            size, products = _size(run, root)
-            known[key] = size, products, _step_seconds(run, cpu) if timed else None
-        size, products, seconds = known[key]
-        estimates[cell.name] = Estimate(size, products, None if seconds is None else seconds * run.optimisation.steps)
+        network = run.model, run.scale
+        if network not in sizes:
+            sizes[network] = _size(run, root)
+        seconds = 0.0
+        if run.trains and timed:
+            micro = run.optimisation.batch // run.optimisation.accumulate
+            batch = micro if device.type == "cuda" else min(micro, CPU_BATCH)
+            step = *network, run.objective, run.data.lr_patch_px, batch
+            if step not in times:
+                times[step] = _sample_seconds(run, batch, device)
+            each = times[step]
+            seconds = None if each is None else each * run.optimisation.batch * run.optimisation.steps
+        estimates[cell.name] = Estimate(*sizes[network], seconds if timed else None)
     return estimates
 
 
@@ -82,16 +90,11 @@ def _size(run: Run, root: Path) -> tuple[int, int] | tuple[None, None]:
     return parameters(network), multiply_adds(run)
 
 
-def _step_seconds(run: Run, cpu: bool) -> float | None:
-    """Seconds of one optimiser step at the declared batch; the second of two, scaled up from a small batch on a CPU.
+def _sample_seconds(run: Run, batch: int, device: torch.device) -> float | None:
+    """Seconds of an optimiser step of `batch` samples, for each of them; the second of two steps.
 
     None where the objective lacks pretrained weights.
     """
-    if not run.trains:
-        return 0.0
-    device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
-    micro = run.optimisation.batch // run.optimisation.accumulate
-    batch = micro if device.type == "cuda" else min(micro, CPU_BATCH)
     network = build(run).to(device).train()
     objective = OBJECTIVES[run.objective.kind](run.objective)
     try:
@@ -112,4 +115,4 @@ def _step_seconds(run: Run, cpu: bool) -> float | None:
         optimiser.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize()
-    return (time.perf_counter() - begun) * run.optimisation.batch / batch
+    return (time.perf_counter() - begun) / batch

@@ -5,7 +5,7 @@ import shutil
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -24,6 +24,7 @@ from study.records.claims import Claim, take
 from study.records.declaration import declare
 from study.records.index import finished, status
 from study.records.store import RecordError
+from study.records.survey import survey
 from study.training.checkpoints import STATE
 from study.training.display import display
 from study.training.execution import ImageSets, Machine, Status, execute, lacks_no_longer
@@ -83,23 +84,30 @@ def run_grid(plan: Plan, options: Options) -> dict[str, str]:
     for cell in plan.cells:
         images.check(cell.runs[0], processes.world if ddp else 1)
     folder = options.results / "runs"
-    names = {images.identify(run): title(cell, run) for cell, run in plan.runs()}
-    grid = {images.identify(run): run for _, run in sorted(plan.runs(), key=lambda item: _stage(item[1]))}
+    every = [(images.identify(run), title(cell, run), run) for cell, run in plan.runs()]
+    names = {run_id: name for run_id, name, _ in every}
+    grid = {run_id: run for run_id, _, run in sorted(every, key=lambda item: _stage(item[2]))}
     starts = _starts(grid, images, folder)
+    stored = survey(folder)
+    done = {run_id: stored[run_id].state for run_id in grid if run_id in stored}
+    done = {run_id: state for run_id, state in done.items() if state["state"] == "done"}
     if processes.first:
         declare(options.results, plan)
-        _clean(grid, folder, torch.device("cuda" if _on_gpu(options) else "cpu"))
+        for run_id in _clean(done, grid, folder, torch.device("cuda" if _on_gpu(options) else "cpu")):
+            del done[run_id]
     signals = Signals()
     machine = Machine(images, options.cpu, _workers(options), lambda: signals.requested)
-    with signals.caught(), display(plan.name, names, folder, processes.first):
+    with signals.caught(), display(plan.name, names, folder, processes.first, done):
         if ddp:
             return _together(grid, starts, folder, machine, processes)
-        attempts = {run_id: status(folder, run_id).get("attempt", 0) for run_id in grid}
-        count = _at_once(options, processes, sum(not finished(folder / run_id) for run_id in grid))
+        left = {run_id: run for run_id, run in grid.items() if run_id not in done}
+        ended = dict.fromkeys(done, "done")
+        attempts = {run_id: status(folder, run_id).get("attempt", 0) for run_id in left}
+        count = _at_once(options, processes, len(left))
         if count == 1:
-            return _alone(grid, starts, folder, machine, attempts)
-        codes = pack(partial(_take, grid, starts, folder, options, images, attempts), count, signals)
-        ended = {run_id: _ended(folder, run_id, attempts[run_id]) or "interrupted" for run_id in grid}
+            return ended | _alone(left, starts, folder, machine, attempts)
+        codes = pack(partial(_take, left, starts, folder, options, images, attempts), count, signals)
+        ended |= {run_id: _ended(folder, run_id, attempts[run_id]) or "interrupted" for run_id in left}
         if not signals.requested:
             _warn_of_losses(codes, ended)
         return ended
@@ -136,13 +144,19 @@ def _on_gpu(options: Options) -> bool:
     return torch.cuda.is_available() and not options.cpu
 
 
-def _clean(grid: Mapping[str, Run], folder: Path, device: torch.device) -> None:
-    """Removes states that a kill left in finished runs, and `DONE` of those that can now have a metric they lack."""
-    for run_id, run in grid.items():
-        if finished(folder / run_id):
-            shutil.rmtree(folder / run_id / STATE.parent, ignore_errors=True)
-            if lacks_no_longer(run, folder / run_id, device):
-                (folder / run_id / "DONE").unlink()  # its network stays: it is only evaluated anew
+def _clean(done: Iterable[str], grid: Mapping[str, Run], folder: Path, device: torch.device) -> list[str]:
+    """Removes states that a kill left in finished runs, and `DONE` of those that can now have a metric they lack.
+
+    Returns:
+        Ids of the latter; their networks stay, and they are only evaluated anew.
+    """
+    anew = []
+    for run_id in done:
+        shutil.rmtree(folder / run_id / STATE.parent, ignore_errors=True)
+        if lacks_no_longer(grid[run_id], folder / run_id, device):
+            (folder / run_id / "DONE").unlink()
+            anew.append(run_id)
+    return anew
 
 
 def _at_once(options: Options, processes: Processes, left: int) -> int:

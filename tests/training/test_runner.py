@@ -187,7 +187,8 @@ def test_no_more_runs_are_packed_than_are_left(
         iter(runner.ImageSets(options.data_root, options.results / "cache").identify(r) for _, r in plan.runs())
     )
     (options.results / "runs" / first).mkdir(parents=True)
-    (options.results / "runs" / first / "DONE").touch()
+    for name in ("run.json", "DONE"):
+        (options.results / "runs" / first / name).touch()
     ended = run_grid(plan, options)
     assert counts == ([] if started is None else [started])
     if started is not None:
