@@ -171,7 +171,7 @@ def _write_curve(folder: Path, steps: int, shift: float, rng: np.random.Generato
 def _write_columns(folder: Path, name: str, columns: dict[str, Any]) -> None:
     """The bytes that `store.write_table` gives the same rows, without a dictionary for each of them."""
     sink = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=TABLES[name]), sink, compression="zstd")
+    pq.write_table(pa.table(columns, schema=TABLES[name]), sink, compression="zstd", write_page_checksum=True)
     replace(folder / f"{name}.parquet", sink.getvalue())
 
 

@@ -30,12 +30,12 @@ def decode(content: bytes, name: str) -> np.ndarray:
         DataError: the file is corrupt, truncated, partly transparent, or neither grey nor RGB.
     """
     try:
-        if content.startswith(_PNG) and content[_PNG_BIT_DEPTH_AT : _PNG_BIT_DEPTH_AT + 1] == b"\x10":
-            return _opaque(_decode_png16(content), name)
         with warnings.catch_warnings():
             # Pillow warns of damaged metadata and of large images; neither touches the pixels.
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content)) as image:  # which refuses absurd sizes
+                if content.startswith(_PNG) and content[_PNG_BIT_DEPTH_AT : _PNG_BIT_DEPTH_AT + 1] == b"\x10":
+                    return _opaque(_decode_png16(content), name)
                 image.load()
                 return _opaque(_as_array(image, name), name)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
@@ -58,7 +58,10 @@ def _decode_png16(content: bytes) -> np.ndarray:
     """A PNG of 16 bits per channel, as (H, W, 3 or 4) uint8; Pillow would cut its low bytes off instead of rounding."""
     import cv2  # comes with pyiqa; slow to import, seldom needed
 
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise ValueError(f"unreadable 16-bit PNG: {error}") from None
     if pixels is None or pixels.dtype != np.uint16:
         raise ValueError("unreadable 16-bit PNG")
     if pixels.ndim == 2:

@@ -178,7 +178,7 @@ class Evaluation(Declared):
         cost_lr_px: side of the input that time and memory of an inference are measured at, in LR pixels.
     """
 
-    datasets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], Source] = Field(
+    datasets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=64)], Source] = Field(
         default={name: Folder(path=f"{name}/HR") for name in ("Set5", "Set14", "B100", "Urban100", "Manga109")},
         min_length=1,
     )
