@@ -20,7 +20,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 HEARTBEAT_S = 15.0
 STALE_S = 120.0  # without a heartbeat a claim of another machine is taken over
@@ -110,25 +110,26 @@ def take_steps(run: Path, stale_s: float = STALE_S) -> Generator[str, None, Clai
     claim = folder / f"{int(names[-1]) + 1 if names else 1:06d}"
     draft = folder / f".{owner.token}"
     yield "write a draft"
-    draft.write_text(json.dumps(owner.__dict__), encoding="utf-8")
     try:
+        draft.write_text(json.dumps(owner.__dict__), encoding="utf-8")
         yield "link"
         os.link(draft, claim)
     except FileExistsError:
         # Over NFS a link may be made and its answer lost: then the draft has two names.
         if draft.stat().st_nlink < 2:
             return None
+    except OSError as error:
+        error.filename = error.filename or str(draft)  # a write that fails names none
+        raise
     finally:
-        draft.unlink()
+        draft.unlink(missing_ok=True)
     return Claim(claim, owner)
 
 
 def release(claim: Claim) -> None:
-    """Marks a claim as given back; the number stays taken."""
+    """Marks a claim as given back, by emptying it, which works on a full disk too; the number stays taken."""
     if not claim.lost():
-        draft = claim.path.with_name(f".{claim.owner.token}")
-        draft.write_text("{}", encoding="utf-8")
-        draft.replace(claim.path)
+        os.truncate(claim.path, 0)
 
 
 def held(run: Path, stale_s: float = STALE_S) -> bool:
@@ -145,11 +146,11 @@ def _numbers(folder: Path) -> list[str]:
 
 
 def _alive(claim: Path, stale_s: float) -> bool:
+    content = claim.read_text(encoding="utf-8", errors="replace")
+    if not content:  # given back; or its machine crashed before a byte of it was on the disk
+        return False
     try:
-        body: dict[str, Any] = json.loads(claim.read_text(encoding="utf-8"))
-        if not body:
-            return False
-        owner = Owner(**body)
+        owner = Owner(**json.loads(content))
     except (ValueError, TypeError):  # torn by a crash of its machine, or of another version: its age decides
         owner = None
     if owner is not None and owner.machine == _machine():

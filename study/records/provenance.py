@@ -29,6 +29,7 @@ PACKAGES = (
     "statsmodels",
     "spandrel",
 )
+TRAINED_BY = ("data", "models", "objectives", "training/trainer.py")
 DIFF_LIMIT_BYTES = 256 * 1024
 DIGESTS = "digests.json"
 _PLAIN = ("--no-ext-diff", "--no-color")  # whatever the user's settings
@@ -49,6 +50,7 @@ def describe(
     return {
         **code,
         "source_sha256": _source(),
+        "training_sha256": training_code(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -160,6 +162,17 @@ def _source() -> str:
     digest = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py")):
         digest.update(f"{path.relative_to(_PACKAGE).as_posix()} {_digest(path)}\n".encode())
+    return digest.hexdigest()
+
+
+@cache
+def training_code() -> str:
+    """SHA-256 over the modules that decide what a training computes: equal, whatever else was edited."""
+    digest = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        name = path.relative_to(_PACKAGE)
+        if name.parts[0] in TRAINED_BY or name.as_posix() in TRAINED_BY:
+            digest.update(f"{name.as_posix()} {_digest(path)}\n".encode())
     return digest.hexdigest()
 
 

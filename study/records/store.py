@@ -39,6 +39,9 @@ def replace(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write that fails names none
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

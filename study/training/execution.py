@@ -228,7 +228,25 @@ def _declare(run: Run, folder: Path, fingerprints: Mapping[str, str], accelerato
     words = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     processes = accelerator.num_processes
     record = describe(f"{words}; {processes} processes", dict(fingerprints), describe_machine(device, processes))
+    _refuse_other_code(folder, record)
     keep(folder / "provenance.json", record)
+
+
+def _refuse_other_code(folder: Path, record: Mapping[str, Any]) -> None:
+    """Raises `RecordError` where another version of the code has trained what this one would go on with."""
+    if not (folder / STATE).exists():
+        return
+    try:
+        before = read_json(folder / "provenance.json")
+    except RecordError:  # torn: nothing tells
+        return
+    key = "training_sha256"
+    if before.get(key) and before[key] != record[key]:
+        was, here = (f"commit {str(one.get('commit'))[:10]}, training code {one[key][:10]}" for one in (before, record))
+        raise RecordError(
+            f"{folder}: half trained by another version of the code ({was}); this is {here}. Check that one out to go "
+            "on, or remove the folder to train it anew"
+        )
 
 
 def _train(

@@ -1,5 +1,6 @@
 """A grid's runs: which are left, who takes which, and what became of them."""
 
+import errno
 import os
 import shutil
 import time
@@ -312,14 +313,42 @@ def _attempt(
     except Interrupted as error:
         state, details = "interrupted", {"reason": str(error)}
     except Exception as error:
-        state = "failed"
-        reason = str(error) if isinstance(error, StudyError) else f"{type(error).__name__}: {error}".strip()
-        details = {"reason": reason, "traceback": traceback.format_exc()}
+        _end_where_no_space_is_left(error, path)
+        state, details = "failed", {"reason": _reason(error, run), "traceback": traceback.format_exc()}
         if processes is not None and processes.world > 1 and not isinstance(error, Diverged):
             status_file.write(state=state, **details)
             raise  # the other processes wait for this one: only the launcher can end them
     if claim is not None and claim.lost():
         return None
+    if torch.cuda.is_available() and not machine.cpu:
+        torch.cuda.empty_cache()  # what a failed run held is free only now that its frames are gone
     if first:
         status_file.write(state=state, **details)
     return state
+
+
+def _end_where_no_space_is_left(error: Exception, path: Path) -> None:
+    """Ends the launch where the disk is full, which no other run would survive either; this one counts as interrupted.
+
+    Raises:
+        StudyError: it is.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise StudyError(
+            f"{error.filename or path}: {error.strerror}. What is done is kept; once there is space the same command "
+            "goes on from the last state"
+        ) from None
+
+
+def _reason(error: Exception, run: Run) -> str:
+    if isinstance(error, StudyError):
+        return str(error)
+    said = f"{type(error).__name__}: {error}".strip()
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in said:
+        return said
+    given = run.optimisation
+    return (
+        f"out of memory, with optimisation.batch {given.batch} in {given.accumulate} parts and data.lr_patch_px "
+        f"{run.data.lr_patch_px}: raise optimisation.accumulate (the batch stays what it is), lower the batch or the "
+        f"patch, or train fewer runs at once on the device. {said.partition(chr(10))[0]}"
+    )

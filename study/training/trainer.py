@@ -3,6 +3,7 @@
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,7 +26,7 @@ from study.models.weights import load_weights
 from study.objectives import OBJECTIVES
 from study.objectives.objective import Batch
 from study.objectives.routing import WEIGHT, routing_loss
-from study.records.store import read_table, write_table
+from study.records.store import RecordError, read_table, write_table
 from study.training.checkpoints import load_state, save_state, save_weights
 from study.training.schedule import learning_rate, sample_numbers, validation_steps
 
@@ -275,7 +276,11 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.window = [torch.tensor(loss, device=self.accelerator.device, dtype=self.dtype) for loss in state["window"]]
-        rows = read_table(self.folder, "scalars")
+        try:
+            rows = read_table(self.folder, "scalars")
+        except RecordError as error:  # the state is whole, and a curve is not worth its training
+            warnings.warn(f"{error}: the curve begins at step {self.step}", stacklevel=2)
+            return
         self.rows = rows.loc[rows["step"] <= self.step].to_dict(orient="records")
 
 

@@ -21,7 +21,7 @@ def leave(run: Path, owner: Owner | None, age_s: float = 0.0, number: int = 1) -
     """A claim that somebody has left; without an owner a released one."""
     path = run / "claims" / f"{number:06d}"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(owner.__dict__ if owner else {}))
+    path.write_text(json.dumps(owner.__dict__) if owner else "")
     now = time.time()
     os.utime(path, (now - age_s, now - age_s))
     return path
