@@ -1,7 +1,7 @@
 PYTHON ?= python3
 STUDY = .venv/bin/study
 
-.PHONY: demo test check schema clean
+.PHONY: demo test soak check schema clean
 
 demo: .venv/installed ## train the quickstart grid on this machine and write its report
 	$(STUDY) run ablations/quickstart.yaml
@@ -9,6 +9,9 @@ demo: .venv/installed ## train the quickstart grid on this machine and write its
 
 test: .venv/installed ## all tests that need no GPU
 	.venv/bin/python -m pytest
+
+soak: .venv/installed ## faults at random on real runs, at length, with a table of what was lost
+	.venv/bin/python -m tests.training.soak
 
 check: .venv/installed ## style and types
 	.venv/bin/ruff check .

@@ -100,7 +100,7 @@ def test_a_kill_at_any_step_loses_nothing(runs: Path, monkeypatch: pytest.Monkey
     same(read(runs, NAMES), before)
     assert all(finished(runs / name) for name in NAMES)
     for claim in runs.glob("*/claims/*"):
-        claim.write_text("{}")  # as of a process that is gone
+        claim.write_text("")  # as of a process that is gone
     ended = compact(runs)
     assert sorted(ended.merged + ended.before) == NAMES
     same(read(runs, NAMES), before)
