@@ -6,10 +6,10 @@ import sys
 from rich.console import Console
 
 from study import StudyError
-from study.cli import evidence, grids, networks, records
+from study.cli import benchmarks, evidence, grids, networks, records
 from study.cli.options import app
 
-__all__ = ["app", "evidence", "grids", "main", "networks", "records"]
+__all__ = ["app", "benchmarks", "evidence", "grids", "main", "networks", "records"]
 
 REFUSALS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
 

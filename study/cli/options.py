@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from typer.core import TyperGroup
 
 from study import StudyError
 from study.grid.expand import load_plan
@@ -15,7 +16,21 @@ from study.grid.plan import Plan
 if TYPE_CHECKING:
     from study.records.store import Records
 
+VERBS = (
+    *("plan", "run", "status", "report", "export", "data", "cancel", "compact"),
+    *("evaluate", "compare", "published", "verify", "rerun", "bench"),
+)
+
+
+class _Verbs(TyperGroup):
+    """In the order in which they are used: a grid's from question to report, then those of single networks."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=VERBS.index)
+
+
 app = typer.Typer(
+    cls=_Verbs,
     help="Ablation studies of image super-resolution: declare a grid, run it, read the report.\n\n"
     "A first look: study plan ablations/quickstart.yaml, then run, status and report on the same file.",
     no_args_is_help=True,
