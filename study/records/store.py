@@ -46,6 +46,12 @@ def replace(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def remove_partials(folder: Path) -> None:
+    """Removes what processes left that were killed while they wrote; only for whoever owns the folder."""
+    for path in folder.rglob(".*.partial"):
+        path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes a mapping as indented JSON, atomically."""
     replace(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

@@ -39,6 +39,7 @@ from study.records.store import RecordError, read_json, read_table, replace, wri
 from study.training.checkpoints import STATE, WEIGHTS
 from study.training.determinism import describe_machine, heed_request
 from study.training.schedule import sample_numbers
+from study.training.trackers import tracked, tracking
 from study.training.trainer import Interrupted, Trainer
 
 MIXED = {"fp32": "no", "fp64": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -152,14 +153,16 @@ class Machine:
         cpu: keep off the accelerator even where there is one.
         workers: processes that prepare samples.
         stop: asked whether to save and stop.
+        trackers: names of Accelerate's trackers that are told of the curves too.
     """
 
     images: ImageSets
     cpu: bool
     workers: int
     stop: Callable[[], bool]
+    trackers: tuple[str, ...] = ()
 
-    def accelerate(self, run: Run) -> Accelerator:
+    def accelerate(self, run: Run, folder: Path) -> Accelerator:
         """A fresh accelerator at the run's precision; the process group, where there is one, stays.
 
         Raises:
@@ -168,7 +171,9 @@ class Machine:
         heed_request()
         AcceleratorState._reset_state()
         os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)  # the run alone says how it accumulates
-        accelerator = Accelerator(mixed_precision=MIXED[run.optimisation.precision], cpu=self.cpu)
+        accelerator = Accelerator(
+            mixed_precision=MIXED[run.optimisation.precision], cpu=self.cpu, **tracking(self.trackers, folder)
+        )
         if run.optimisation.precision == "fp16" and accelerator.device.type == "cpu":
             raise StudyError("optimisation.precision: fp16 needs a GPU; a CPU has fp32, bf16 and fp64")
         return accelerator
@@ -182,7 +187,7 @@ def execute(run: Run, folder: Path, machine: Machine, status: Status) -> None:
         Interrupted: the machine's `stop` said so, in training or between images; what was trained is kept.
         RecordError: the folder holds another run.
     """
-    accelerator = machine.accelerate(run)
+    accelerator = machine.accelerate(run, folder)
     first = accelerator.is_main_process
     fingerprints = machine.images.fingerprints(run)
     if first:
@@ -265,7 +270,8 @@ def _train(
     )
     if status:
         status.write(state="running", phase="training", step=trainer.step)
-    seconds = trainer.fit()
+    with tracked(accelerator, folder.name, run):
+        seconds = trainer.fit()
     overhead = 100 * (1 - seconds["core"] / max(seconds["training"] - seconds["validation"], 1e-9))
     costs = [
         ("training", seconds["training"], "s"),

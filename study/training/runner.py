@@ -24,7 +24,7 @@ from study.grid.schema import Run
 from study.records.claims import Claim, take
 from study.records.declaration import declare
 from study.records.index import finished, status
-from study.records.store import RecordError
+from study.records.store import RecordError, remove_partials
 from study.records.survey import survey
 from study.training.checkpoints import STATE
 from study.training.display import display
@@ -54,6 +54,7 @@ class Options:
         placement: whether each process takes whole runs, several at once, or all processes share every run.
         cpu: keep off the accelerator.
         workers: processes per run that prepare samples; None chooses.
+        trackers: see `Machine`.
     """
 
     results: Path
@@ -61,6 +62,7 @@ class Options:
     placement: Placement = field(default_factory=Placement)
     cpu: bool = False
     workers: int | None = None
+    trackers: tuple[str, ...] = ()
 
 
 def run_grid(plan: Plan, options: Options) -> dict[str, str]:
@@ -97,7 +99,7 @@ def run_grid(plan: Plan, options: Options) -> dict[str, str]:
         for run_id in _clean(done, grid, folder, torch.device("cuda" if _on_gpu(options) else "cpu")):
             del done[run_id]
     signals = Signals()
-    machine = Machine(images, options.cpu, _workers(options), lambda: signals.requested)
+    machine = Machine(images, options.cpu, _workers(options), lambda: signals.requested, options.trackers)
     with signals.caught(), display(plan.name, names, folder, processes.first, done):
         if ddp:
             return _together(grid, starts, folder, machine, processes)
@@ -179,7 +181,8 @@ def _take(
     stop: Callable[[], bool],
 ) -> None:
     """What one of several processes on a device does."""
-    _alone(grid, starts, folder, Machine(images, options.cpu, _workers(options), stop), attempts)
+    machine = Machine(images, options.cpu, _workers(options), stop, options.trackers)
+    _alone(grid, starts, folder, machine, attempts)
 
 
 def _warn_of_losses(codes: list[int], ended: Mapping[str, str]) -> None:
@@ -303,8 +306,10 @@ def _attempt(
     run: Run, path: Path, machine: Machine, claim: Claim | None, processes: Processes | None = None
 ) -> str | None:
     """How it ended; None where another process has taken it over, whose records are then left alone."""
-    status_file = Status(path, run)
     first = processes is None or processes.first
+    if first:
+        remove_partials(path)
+    status_file = Status(path, run)
     if claim is not None:
         machine = replace(machine, stop=lambda stop=machine.stop: stop() or claim.passed_over.is_set())
     try:

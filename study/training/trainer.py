@@ -223,8 +223,13 @@ class Trainer:
         if norm is not None:
             values["gradient_norm"] = float(norm)
         values |= self.objective.diagnostics() | self.routing | getattr(self.network, "diagnostics", dict)()
-        self.rows += [{"step": self.step, "name": name, "value": value} for name, value in values.items()]
+        self._record(values)
         self.window = []
+
+    def _record(self, values: dict[str, float]) -> None:
+        """Adds to the curve, and tells the trackers that were asked for."""
+        self.rows += [{"step": self.step, "name": name, "value": value} for name, value in values.items()]
+        self.accelerator.log(values, step=self.step)
 
     def _validate(self) -> None:
         if not self.accelerator.is_main_process:
@@ -239,7 +244,7 @@ class Trainer:
                 values.append(score("psnr", *prepare(sr, hr, "uint8_y", self.run.scale)))
         network.train()
         mean = sum(values) / len(values)
-        self.rows.append({"step": self.step, "name": "validation_psnr_y_db", "value": mean})
+        self._record({"validation_psnr_y_db": mean})
         self.seconds["validation"] += time.perf_counter() - begun
 
     def _evaluated(self) -> nn.Module:

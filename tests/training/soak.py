@@ -241,8 +241,8 @@ def _table(rows: list[tuple[str, Outcome]]) -> str:
 def main() -> None:
     """Everything at full length."""
     campaigns: list[tuple[str, int, int, Callable[[Path], Outcome]]] = [
-        ("8 workers on 200 runs, one killed every 3 s", 200, 12, lambda grid: storm(grid, 8, 3.0, seed=0)),
-        ("8 workers on 40 runs, one killed every 0.3 s", 40, 12, lambda grid: storm(grid, 8, 0.3, seed=1)),
+        ("8 workers on 200 runs, one killed every 3 s", 200, 60, lambda grid: storm(grid, 8, 3.0, seed=0)),
+        ("8 workers on 60 runs, one killed every 0.3 s", 60, 30, lambda grid: storm(grid, 8, 0.3, seed=1)),
         ("kill -9 at a random point of a run", 1, 60, lambda grid: kill_at_points(grid, 50, seed=2)),
     ]
     rows = []

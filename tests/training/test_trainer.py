@@ -34,7 +34,7 @@ def train(write_grid: Callable[..., Path], tmp_path: Path) -> Callable[..., Any]
             images[changed.data.train],
             images[source],
             folder,
-            machine.accelerate(changed),
+            machine.accelerate(changed, folder),
             workers=0,
             on_progress=lambda **_: None,
             stop=stop,
