@@ -44,7 +44,8 @@ class Source:
 
     @property
     def name(self) -> str:
-        return f"trained here, n = {len(self.runs)}" if self.trained else "published weights, run here"
+        seeds = len({one.run.seed for one in self.runs})
+        return f"trained here, n = {seeds}" if self.trained else "published weights, run here"
 
 
 class Archive:
@@ -64,9 +65,14 @@ class Archive:
         return records.images, records.costs
 
     def means(self, runs: Iterable[Stored], dataset: str, protocol: str, metric: str) -> tuple[Array, int]:
-        """Mean over images for each run that has them, and the number of images."""
+        """Mean over images for each seed whose run has them, and the number of images.
+
+        Of several evaluations of one training the first that has the values counts. NaN where an image's value is
+        absent or not finite.
+        """
         images = self._records[0]
-        ids = [one.id for one in runs]
+        seeds = {one.id: one.run.seed for one in runs}
+        ids = list(seeds)
         part = images[
             images["run"].isin(ids)
             & (images["dataset"] == dataset)
@@ -75,8 +81,9 @@ class Archive:
         ]
         if not len(part):
             return np.empty(0), 0
-        table = part.astype({"run": str}).pivot(index="run", columns="image", values="value")
-        return table.mean(axis=1).to_numpy(float), table.shape[1]
+        table = part.astype({"run": str, "image": str}).pivot(index="run", columns="image", values="value")
+        first = {seeds[run]: run for run in reversed([run for run in ids if run in table.index])}
+        return table.loc[sorted(first.values(), key=ids.index)].to_numpy(float).mean(axis=1), table.shape[1]
 
     def parameters(self, runs: Iterable[Stored]) -> float:
         """Parameters of a network, in thousands; NaN where no run counted them."""
@@ -98,8 +105,9 @@ def sources(archive: Archive, row: Row, scale: int, expected: Run | None) -> lis
             one
             for one in archive.stored
             if isinstance(one.run.model, External) and (one.weights, one.run.scale) == (digest, scale)
+            if one.run.evaluation.self_ensemble == row.method.endswith("+")
         ]
-        found += [Source(tuple(runs[:1]), False)] if runs else []
+        found += [Source(tuple(runs), False)] if runs else []
     if expected is not None:
         nearest = _nearest(archive, expected)
         found += [nearest] if nearest else []

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.style import context as style_context
 from matplotlib.ticker import MaxNLocator
 
+from study import StudyError
 from study.analysis.figures import MUTED, WIDTH_IN
 from study.analysis.rendering import REPORTS
 from study.analysis.results import Measure
@@ -48,6 +49,7 @@ def audit_moves(frame: pd.DataFrame, published: Published | None = None) -> pd.D
         not apply to has no move, and counts in the gain with its plain score under the same protocol.
     """
     names = network_names(frame)
+    _refuse_gaps(frame)
     means = frame.pivot_table("value", KEYS, "role", sort=False).reindex(columns=list(ROLES))
     plain = means.xs(PLAIN, level="setting")
     scores = means.fillna(plain.reindex(means.index.droplevel("setting")).set_axis(means.index))
@@ -64,6 +66,26 @@ def audit_moves(frame: pd.DataFrame, published: Published | None = None) -> pd.D
     images = frame.groupby(KEYS, sort=False).image.nunique().reindex(means.index).rename("images")
     parts = [images, scores, moves.add_suffix("_move"), printed.add_suffix("_published")]
     return pd.concat([*parts, (scores.gain - printed.gain).rename("gain_off")], axis=1).reset_index()
+
+
+def _refuse_gaps(frame: pd.DataFrame) -> None:
+    """A mean over other images, or without those that are not finite, is another number.
+
+    Raises:
+        StudyError: a value is not finite, or a setting has images that the other settings of its network have not.
+    """
+    broken = frame[~np.isfinite(frame.value.to_numpy(float))]
+    if len(broken):
+        one = broken.iloc[0]
+        raise StudyError(
+            f"{one.network} under {one.setting}, {one.protocol}: {one.metric} of {one.dataset}/{one.image} is "
+            f"{one.value}; an audit needs finite values ({len(broken)} are not)"
+        )
+    counts = frame.groupby([*KEYS, "role"], sort=False).image.nunique()
+    least, most = (counts.groupby("dataset").transform(which) for which in ("min", "max"))
+    if (least < most).any():
+        *_, role = counts.index[(counts < most).to_numpy()][0]
+        raise StudyError(f"an audit needs every image under every setting; {role} has {least.min()} of {most.max()}")
 
 
 def network_names(frame: pd.DataFrame) -> dict[str, str]:

@@ -219,11 +219,6 @@ OPEN: dict[tuple[str, str], Callable[[Array, np.random.Generator], Interval]] = 
 }
 
 
-def closed_form(name: tuple[str, str], tables: Array) -> Interval:
-    """Intervals of a closed-form method, given its (claim, method) and (grids, seeds, images) tables."""
-    return _closed(CLOSED[name], tables.mean(axis=(1, 2)), mean_squares(tables), *tables.shape[1:])
-
-
 def _closed(parts: ClosedForm, mean: Array, squares: MeanSquares, seeds: int, images: int) -> Interval:
     errors = [part(squares, seeds, images) for part in parts]
     half = np.max([stats.t.isf(ALPHA / 2, df) * error for error, df in errors], axis=0)

@@ -86,18 +86,25 @@ class Comparison:
         return f"{self.cell} vs {self.reference}"
 
     @property
+    def estimate(self) -> float:
+        """What the interval is about: the mean difference, or for `these_weights` the pseudo-median."""
+        return self.test.estimate if self.claim == "these_weights" else self.mean
+
+    @property
     def complete(self) -> bool:
         """Whether every declared seed and image is in it."""
-        return not (self.deltas.seeds_missing or self.deltas.images_missing) and bool(self.deltas.values.size)
+        deltas = self.deltas
+        absent = deltas.seeds_missing or deltas.seeds_not_finite or deltas.images_missing
+        return not absent and bool(deltas.values.size)
 
 
 def declared_pairs(results: Results) -> list[tuple[str, str]]:
-    """The declared (cell, reference) pairs; by default every other trained cell against the baseline."""
+    """The declared (cell, reference) pairs; by default every other trained cell of its scale against the baseline."""
     analysis = results.plan.grid.analysis
     if analysis.comparisons is not None:
         return [(cell, reference) for cell, reference in analysis.comparisons]
-    trained = [name for name in results.cells if name not in results.untrained]
-    return [(name, analysis.baseline) for name in trained if name != analysis.baseline]
+    trained = [name for name in results.cells if name not in results.untrained and name != analysis.baseline]
+    return [(name, analysis.baseline) for name in trained if results.scale(name) == results.scale(analysis.baseline)]
 
 
 def protocol_means(results: Results, cell: str, reference: str, measure: Measure) -> dict[str, float]:
@@ -117,9 +124,9 @@ def compare(results: Results, cell: str, reference: str, measure: Measure, claim
     deltas = results.deltas(cell, reference, measure)
     values = deltas.values
     steps = max(family, 1) if analysis.correction == "holm" else 1
-    comparable = results.cells[cell].runs[0].scale == results.cells[reference].runs[0].scale
+    comparable = results.scale(cell) == results.scale(reference)
     if not values.size or not comparable:
-        absent = ClaimTest(np.nan, np.nan, np.nan, np.nan, np.nan, np.nan, "no values on both sides")
+        absent = ClaimTest(np.nan, np.nan, np.nan, np.nan, np.nan, 1.0, "no values on both sides")
         return Comparison(
             cell, reference, measure, claim, deltas, absent, np.nan, family, np.nan, np.nan, np.nan,
             margin, analysis.alpha, analysis.power, comparable=comparable,
@@ -128,7 +135,7 @@ def compare(results: Results, cell: str, reference: str, measure: Measure, claim
     sign = -1 if measure.best == "low" else 1
     tested = Comparison(
         cell, reference, measure, claim, deltas, test, float(values.mean()), family, test.p, test.p_equivalent,
-        min(1.0, test.smallest_p * steps), margin, analysis.alpha, analysis.power, share_improved(values * sign),
+        test.smallest_p, margin, analysis.alpha, analysis.power, share_improved(values * sign),
         rank_biserial(values * sign),
     )  # fmt: skip
     return _described(results, tested, analysis.alpha / steps) if family else tested
@@ -162,12 +169,13 @@ def compare_declared(results: Results) -> list[Comparison]:
 
 
 def correct_family(family: Sequence[Comparison], method: str) -> list[Comparison]:
-    """The comparisons with p values corrected over all of them."""
+    """The comparisons with p values corrected over all of them, and the smallest ones that they could have had."""
     p = correct([comparison.test.p for comparison in family], method)
     p_equivalent = correct([comparison.test.p_equivalent for comparison in family], method)
+    smallest = correct([comparison.test.smallest_p for comparison in family], method)
     return [
-        replace(comparison, p_corrected=float(one), p_equivalent=float(other))
-        for comparison, one, other in zip(family, p, p_equivalent, strict=True)
+        replace(comparison, p_corrected=float(one), p_equivalent=float(other), smallest_p=float(least))
+        for comparison, one, other, least in zip(family, p, p_equivalent, smallest, strict=True)
     ]
 
 

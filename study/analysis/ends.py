@@ -102,14 +102,14 @@ def draw_ends(
 
 def panels_shown(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Those with values; of more than `MOST_PANELS` the ones with the largest mean differences, in their order."""
-    valued = [comparison for comparison in comparisons if comparison.deltas.values.size]
+    valued = [comparison for comparison in comparisons if comparison.deltas.values.size and comparison.comparable]
     largest = sorted(range(len(valued)), key=lambda index: -abs(valued[index].mean))[:MOST_PANELS]
     return [valued[index] for index in sorted(largest)]
 
 
 def ends_caption(comparisons: Sequence[Comparison], thumbnails: Mapping[str, np.ndarray]) -> str:
     """What `draw_ends` shows."""
-    valued = sum(bool(comparison.deltas.values.size) for comparison in comparisons)
+    valued = sum(bool(comparison.deltas.values.size) and comparison.comparable for comparison in comparisons)
     part = f" {MOST_PANELS} of {valued} comparisons, those with the largest mean differences."
     return f"{CAPTION}{f' {PICTURED}' if thumbnails else ''}{part if valued > MOST_PANELS else ''}"
 

@@ -19,7 +19,7 @@ from study.analysis.comparisons import CLAIM_NAMES, Comparison
 from study.analysis.markup import cut, one_line
 from study.analysis.results import Measure, Results
 from study.analysis.statistics import mean_interval
-from study.analysis.verdicts import decide, signed
+from study.analysis.verdicts import coverage, decide, digits_of, signed
 
 WIDTH_IN = 7.6
 NAMED_IMAGES = 30  # more of them do not fit as labels
@@ -60,7 +60,7 @@ def draw_forest(comparisons: Sequence[Comparison], styles: Mapping[str, Style]) 
     claim = CLAIM_NAMES[first.claim]
     kind = "" if first.family else "exploratory, "
     margin = f"; shaded: ±{first.margin:g} {first.measure.unit}" if np.isfinite(first.margin) else ""
-    title = f"{1 - first.alpha:.0%} interval ({kind}claim: {claim}){margin}"
+    title = f"{coverage(first.alpha)} interval ({kind}claim: {claim}){margin}"
     axes.set_title(title, fontsize=8.5, fontweight="normal")
     return figure
 
@@ -69,7 +69,7 @@ def _forest_row(axes: Axes, y: int, comparison: Comparison, style: Style) -> Non
     verdict, test = decide(comparison), comparison.test
     right = axes.get_yaxis_transform()
     drawn = comparison.deltas.values.size and comparison.comparable
-    numbers = signed(comparison.mean, comparison.measure.unit) if drawn else ""
+    numbers = signed(comparison.estimate, comparison.measure.unit, digits_of(comparison)) if drawn else ""
     text = f"{numbers}  {verdict}" if comparison.family else numbers
     axes.text(1.02, y, text.strip(), transform=right, va="center", fontsize=8.5)
     if not drawn:

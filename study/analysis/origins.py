@@ -7,7 +7,7 @@ import numpy as np
 from study.analysis.comparisons import TEST_NAMES, Comparison
 from study.analysis.results import Measure, Results
 from study.analysis.statistics import Array, mean_interval
-from study.analysis.verdicts import digits_of, interval
+from study.analysis.verdicts import coverage, digits_of, interval
 
 MOST_NAMED = 6  # runs and seed means; of longer lists the rest is a count
 
@@ -36,7 +36,7 @@ def of_comparison(results: Results, comparison: Comparison) -> str:
     parts = [f"{counted(len(deltas.seeds), 'seed')} × {counted(len(deltas.images), 'image')}."]
     if np.isfinite(test.low):
         name = TEST_NAMES[comparison.claim]
-        parts.append(f"{1 - comparison.alpha:.0%} interval {interval(test.low, test.high, digits)} ({name}).")
+        parts.append(f"{coverage(comparison.alpha)} interval {interval(test.low, test.high, digits)} ({name}).")
     parts.append(f"Per seed: {_numbers(deltas.values.mean(axis=1), f'+.{digits}f')}.")
     for cell in (comparison.cell, comparison.reference):
         seeds = sorted({run.seed for run in results.cells[cell].runs} & set(deltas.seeds))
@@ -69,7 +69,7 @@ def _over_seeds(results: Results, measure: Measure, means: Array) -> str:
     if len(means) > 1 and np.isfinite(means).all():
         low, high = mean_interval(means, alpha)[1:]
         ends = ", ".join(f"{end:{form}}".replace("-", "−") for end in (low, high))
-        text += f"; {1 - alpha:.0%} t interval over seeds [{ends}]"
+        text += f"; {coverage(alpha)} t interval over seeds [{ends}]"
     return f"{text}."
 
 

@@ -23,7 +23,10 @@ ANSWERS = {"reproduced": "yes", "not reproduced": "no", "inconclusive": "open", 
 
 @dataclass(frozen=True)
 class PaperCell:
-    """One number of a table: where it stands, what measured it, and the comparison."""
+    """One number of a table: where it stands, what measured it, and the comparison.
+
+    `contradicted` where the published number cannot be right beside its neighbours.
+    """
 
     row: Row
     scale: int
@@ -32,6 +35,7 @@ class PaperCell:
     protocol: str
     source: Source
     result: Reproduction
+    contradicted: bool = False
 
 
 def paper_cells(
@@ -55,7 +59,7 @@ def paper_cells(
                 )
                 if one in flagged:
                     result = Reproduction(one, result.mean, verdict="not comparable", reason=flagged[one])
-                cells.append(PaperCell(row, scale, dataset, metric, protocol, source, result))
+                cells.append(PaperCell(row, scale, dataset, metric, protocol, source, result, one in flagged))
     return cells
 
 
@@ -89,7 +93,7 @@ def _measured(
         problem = f"not run: no {metric} on {stored} under {protocol} is stored"
     elif len(means) and images != IMAGES.get(dataset, images):
         problem = f"another image set: {images} images, {dataset} has {IMAGES[dataset]}"
-    tolerance = paper.tolerances.get(metric, TOLERANCES.get(metric, 0.0))
+    tolerance = paper.tolerances.get(metric, TOLERANCES.get(metric))
     return reproduce(means, cited, trained=source.trained, problem=problem, tolerance=tolerance)
 
 
@@ -150,14 +154,16 @@ def _published_line(row: str, sources_of: dict[Source, Part], places: Sequence[t
     measured = any(np.isfinite(cell.result.mean) for of in sources_of.values() for cell in of.values())
     reasons = dict.fromkeys(source.problem for source in sources_of if not source.runs)
     words = [f"published {marks}", *([] if measured else reasons)]
-    values = [Entry(one.number if one else None, _flag(part[place]), rank="published") for place, one in cited.items()]
+    values = [
+        Entry(one.number if one else None, _flag(part[place]), rank=None if _flag(part[place]) else "published")
+        for place, one in cited.items()
+    ]
     return (row, "; ".join(words), *values)
 
 
 def _flag(cell: PaperCell) -> str:
     """A mark on a published number that contradicts its neighbours."""
-    cited = cell.result.cited
-    return "!" if cited and cell.result.reason.startswith(f"{cited.value} ") else ""
+    return "!" if cell.contradicted else ""
 
 
 def _measured_lines(
@@ -184,7 +190,8 @@ def _detail(result: Reproduction) -> str:
     assert result.cited is not None
     parts = [f"published {result.cited.value}, measured {result.mean:.{result.cited.digits + 2}f}"]
     if np.isfinite(result.low):
-        parts.append(f"interval of the difference {signed(result.low)} to {signed(result.high)}")
+        low, high = (signed(end, digits=result.cited.digits + 1) for end in (result.low, result.high))
+        parts.append(f"interval of the difference {low} to {high}")
     return "; ".join([*parts, *([result.reason] if result.reason else [])])
 
 

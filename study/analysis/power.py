@@ -3,8 +3,9 @@
 A unit is what a claim's design gets more of: a seed, or for `these_weights` an image.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -25,11 +26,21 @@ class Spread:
         per_unit: the part that falls with their number; NaN where the table is too small to know it.
         floor: the part that does not fall.
         floor_df: degrees of freedom of the floor's estimate.
+        ranks: whether the test is the signed-rank one, which of few units cannot reject whatever their values.
     """
 
     per_unit: float
     floor: float = 0.0
     floor_df: float = np.inf
+    ranks: bool = False
+
+    def tests(self) -> tuple["Spread", ...]:
+        """The spreads as the claim's tests see them: with a floor there are two, of which the weaker decides."""
+        return (self, replace(self, floor=0.0)) if self.floor else (self,)
+
+    def least(self, smallest_p: float) -> int:
+        """Fewest units with which the test can reject: 2, or as ranks need where n units allow 2^-n and no less."""
+        return max(2, math.ceil(-math.log2(smallest_p))) if self.ranks else 2
 
     def error(self, n: int) -> tuple[float, float]:
         """Standard error over `n` units, and its degrees of freedom (Satterthwaite)."""
@@ -48,7 +59,8 @@ def measure_spread(deltas: Array, claim: str) -> Spread:
     """
     seeds, images = deltas.shape
     if claim == "these_weights":
-        return Spread(float(np.var(deltas.mean(axis=0), ddof=1) / RANK_EFFICIENCY) if images > 1 else np.nan)
+        per_image = float(np.var(deltas.mean(axis=0), ddof=1) / RANK_EFFICIENCY) if images > 1 else np.nan
+        return Spread(per_image, ranks=True)
     if seeds < 2:
         return Spread(np.nan)
     per_seed = float(np.var(deltas.mean(axis=1), ddof=1))
@@ -68,11 +80,6 @@ def location_power(effect: float, error: float, df: float, alpha: float) -> floa
     return float(np.nan_to_num(stats.nct.sf(critical, df, effect / error), nan=1.0) + lower)
 
 
-def t_power(effect: float, n: int, alpha: float) -> float:
-    """Power of the two-sided paired t test for an effect in standard deviations of the differences."""
-    return location_power(effect, 1 / np.sqrt(n), n - 1, alpha)
-
-
 def detectable_effect(sd: float, n: int, alpha: float, power: float) -> float:
     """Smallest mean difference that the paired t test over `n` seeds finds with the wanted power.
 
@@ -89,34 +96,27 @@ def detectable_effect(sd: float, n: int, alpha: float, power: float) -> float:
 
 
 def detectable_difference(spread: Spread, n: int, alpha: float, power: float) -> float:
-    """Smallest mean difference that `n` units find with the wanted power; NaN for fewer than two."""
-    if n < 2 or not np.isfinite(spread.per_unit):
+    """Smallest mean difference that `n` units find with the wanted power; NaN for too few to find any."""
+    if n < spread.least(alpha / 2) or not np.isfinite(spread.per_unit):
         return np.nan
-    error, df = spread.error(n)
+    return max(_detectable(*test.error(n), alpha, power) for test in spread.tests())
+
+
+def _detectable(error: float, df: float, alpha: float, power: float) -> float:
     if error == 0:
         return 0.0
     upper = 4 * stats.t.isf(alpha / 2, df) + 4
     return error * float(brentq(lambda shift: location_power(shift, 1.0, df, alpha) - power, 0.0, upper))  # type: ignore[arg-type]
 
 
-def needed_to_detect(sd: float, effect: float, alpha: float, power: float) -> float:
-    """Seeds with which the paired t finds a mean difference of `effect` with the wanted power.
-
-    Args:
-        sd: standard deviation over seeds of the difference, in the unit of `effect`.
-        effect: the true difference, above zero.
-        alpha: two-sided level.
-        power: wanted probability of finding it.
-
-    Returns:
-        At least 2; infinite beyond `SEEDS_LIMIT`; NaN where `sd` is.
-    """
-    return needed_for_difference(Spread(sd**2), effect, alpha, power)
-
-
 def needed_for_difference(spread: Spread, effect: float, alpha: float, power: float) -> float:
-    """Units with which a difference of `effect` is found; infinite where none suffice. As `needed_to_detect`."""
-    return _smallest_count(spread, lambda error, df: location_power(effect, error, df, alpha) >= power)
+    """Units with which a mean difference of `effect` is found with the wanted power.
+
+    At least 2; infinite where none suffice, or more than `SEEDS_LIMIT`; NaN where the spread is not known.
+    """
+    return _smallest_count(
+        spread, spread.least(alpha / 2), lambda error, df: location_power(effect, error, df, alpha) >= power
+    )
 
 
 def equivalence_power(margin: float, error: float, df: float, alpha: float) -> float:
@@ -141,22 +141,26 @@ def needed_for_equivalence(deltas: Array, claim: str, margin: float, alpha: floa
     Spreads are those of the (seeds, images) table `deltas`; the answer may be infinite, as in `measure_spread`. NaN
     where the table is too small to know its spreads.
     """
+    spread = measure_spread(deltas, claim)
     return _smallest_count(
-        measure_spread(deltas, claim), lambda error, df: equivalence_power(margin, error, df, alpha) >= power
+        spread, spread.least(alpha), lambda error, df: equivalence_power(margin, error, df, alpha) >= power
     )
 
 
-def _smallest_count(spread: Spread, reached: Callable[[float, float], bool]) -> float:
-    """Fewest units whose standard error and degrees of freedom suffice."""
+def _smallest_count(spread: Spread, least: int, reached: Callable[[float, float], bool]) -> float:
+    """Fewest units, from `least` on, whose standard error and degrees of freedom suffice for every test."""
     if not np.isfinite(spread.per_unit):
         return np.nan
-    high = 2
-    while not reached(*spread.error(high)):
-        high *= 2
+
+    def suffices(n: int) -> bool:
+        return all(reached(*test.error(n)) for test in spread.tests())
+
+    low, high = least - 1, least
+    while not suffices(high):
+        low, high = high, 2 * high
         if high > SEEDS_LIMIT:
             return np.inf
-    low = max(1, high // 2)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if reached(*spread.error(middle)) else (middle, high)
+        low, high = (low, middle) if suffices(middle) else (middle, high)
     return float(high)

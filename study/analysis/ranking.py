@@ -50,7 +50,10 @@ class CellRanking:
 
 
 def rank_cells(results: Results) -> CellRanking | None:
-    """Ranks of the trained cells; None with fewer than three of them or two datasets that all have values on."""
+    """Ranks of the trained cells.
+
+    None with fewer than three of them, or two datasets that all have values on, or where their scales differ.
+    """
     primary, alpha = results.primary, results.plan.grid.analysis.alpha
     trained = [cell for cell in results.cells if cell not in results.untrained]
     scores = {
@@ -58,7 +61,7 @@ def rank_cells(results: Results) -> CellRanking | None:
         for dataset in results.datasets
     }
     complete = {dataset: row for dataset, row in scores.items() if np.isfinite(row).all()}
-    if len(trained) < 3 or len(complete) < 2:
+    if len(trained) < 3 or len(complete) < 2 or len({results.scale(cell) for cell in trained}) > 1:
         return None
     sign = -1 if primary.best == "low" else 1
     test = rank_variants(sign * np.array(list(complete.values())), alpha)

@@ -21,7 +21,8 @@ VERDICTS = {
     "not run": "nothing was measured",
 }
 TONES = {"reproduced": "good", "not reproduced": "bad"}
-TOLERANCES: Mapping[str, float] = {"psnr": 0.05, "ssim": 0.001}  # ours: about the spread of papers' own re-runs
+# Ours, about the spread of papers' own re-runs; other metrics have those that a paper's tables declare.
+TOLERANCES: Mapping[str, float] = {"psnr": 0.05, "ssim": 0.001}
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,13 @@ class Reproduction:
 
 
 def reproduce(
-    means: Array, cited: Cited | None, *, trained: bool, alpha: float = 0.05, problem: str = "", tolerance: float = 0.0
+    means: Array,
+    cited: Cited | None,
+    *,
+    trained: bool,
+    alpha: float = 0.05,
+    problem: str = "",
+    tolerance: float | None = None,
 ) -> Reproduction:
     """Compares measured means with a published number.
 
@@ -68,7 +75,7 @@ def reproduce(
         trained: whether the means come from trainings of our own.
         alpha: the interval has coverage 1 − alpha.
         problem: why the two are not comparable, or why nothing was measured; empty where they are.
-        tolerance: of a trained network; `TOLERANCES` has one for each metric.
+        tolerance: of a trained network, in the metric's unit; without one its number is not judged.
     """
     count = len(means) if trained else 0
     if not len(means):
@@ -76,6 +83,10 @@ def reproduce(
     mean = float(np.mean(means))
     if cited is None:
         return Reproduction(None, mean, seeds=count, reason=problem)
+    if not np.isfinite(means).all():
+        problem = problem or "an image's value is absent or not finite"
+    elif trained and tolerance is None:
+        problem = problem or "no tolerance is declared for this metric"
     low, high = _interval(means, cited, alpha) if trained and len(means) > 1 else (np.nan, np.nan)
     if problem:
         return Reproduction(cited, mean, low, high, count, "not comparable", problem)
@@ -85,6 +96,7 @@ def reproduce(
         return Reproduction(cited, mean, verdict="reproduced" if same else "not reproduced", reason=reason)
     if count < 2:
         return Reproduction(cited, mean, seeds=count, verdict="inconclusive", reason="one seed gives no interval")
+    assert tolerance is not None
     edge = tolerance + 0.5 * 10.0**-cited.digits
     inside, outside = -edge <= low and high <= edge, high < -edge or low > edge
     verdict = "reproduced" if inside else "not reproduced" if outside else "inconclusive"

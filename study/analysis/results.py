@@ -84,6 +84,7 @@ class Deltas:
         seeds: seeds of the rows.
         images: names of the columns.
         seeds_missing: declared seeds that one side has no values for.
+        seeds_not_finite: seeds left out because one side has not a single finite value: a training that broke down.
         images_missing: images left out because a value is absent or not finite.
     """
 
@@ -92,6 +93,7 @@ class Deltas:
     images: tuple[str, ...]
     seeds_missing: tuple[int, ...]
     images_missing: tuple[str, ...]
+    seeds_not_finite: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,10 @@ class Results:
     def bicubic(self) -> list[str]:
         """Cells of bicubic enlargement, which gains are measured from."""
         return [cell.name for cell in self.plan.cells if cell.runs[0].model.kind == "bicubic"]
+
+    def scale(self, cell: str) -> int:
+        """The scale of a cell."""
+        return self.cells[cell].runs[0].scale
 
     def start(self, run: Run) -> str:
         """The cell whose run this one begins from; nothing where there is none in the plan."""
@@ -240,13 +246,16 @@ class Results:
         names = one.columns.union(other.columns, sort=False)
         table = one.reindex(index=both, columns=names) - other.reindex(index=both, columns=names)
         values: Array = table.to_numpy(float)
+        whole = np.isfinite(values).any(axis=1)
+        values = values[whole]
         finite: NDArray[np.bool_] = np.all(np.isfinite(values), axis=0)
         return Deltas(
             values[:, finite],
-            tuple(both),
+            tuple(np.array(both, int)[whole].tolist()),
             tuple(names[finite]),
             tuple(sorted(seeds - set(both))),
             tuple(names[~finite]),
+            tuple(np.array(both, int)[~whole].tolist()),
         )
 
     def _repeated(self, frame: pd.DataFrame, cell: str, seeds: set[int]) -> pd.DataFrame:

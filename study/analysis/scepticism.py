@@ -12,7 +12,16 @@ import numpy as np
 
 from study.analysis.comparisons import Comparison
 from study.analysis.results import Results
-from study.analysis.statistics import CLAIMS, Array, ClaimTest, correct, seed_mean_tests, signed_rank_p, weaker_tests
+from study.analysis.statistics import (
+    CLAIMS,
+    Array,
+    ClaimTest,
+    correct,
+    rank_biserial,
+    seed_mean_tests,
+    signed_rank_p,
+    weaker_tests,
+)
 from study.analysis.tables import Column, Entry, Table
 from study.analysis.verdicts import attainability, counted, decide, digits_of, interval, listed, units
 
@@ -103,17 +112,19 @@ def _many(tables: Array, comparison: Comparison) -> list[ClaimTest]:
     _, seeds, images = tables.shape
     alpha, margin = comparison.alpha, comparison.margin
     means = tables.mean(axis=(1, 2))
+    directions = np.sign(means)
     p = p_equivalent = np.full(len(tables), np.nan)
     smallest = 0.0
     if comparison.claim == "these_weights":
         p, p_equivalent = signed_rank_p(tables.mean(axis=1), margin)
+        directions = np.sign([rank_biserial(table) for table in tables])
         smallest = 2.0 ** (1 - images)
     elif seeds > 1 and (comparison.claim == "same_images" or images > 1):
         found = (seed_mean_tests if comparison.claim == "same_images" else weaker_tests)(tables, alpha, margin)
         p, p_equivalent = found.p, found.p_equivalent
     return [
-        ClaimTest(float(mean), np.nan, np.nan, float(one), float(other), smallest)
-        for mean, one, other in zip(means, p, p_equivalent, strict=True)
+        ClaimTest(float(mean), np.nan, np.nan, float(one), float(other), smallest, direction=float(direction))
+        for mean, one, other, direction in zip(means, p, p_equivalent, directions, strict=True)
     ]
 
 
@@ -122,13 +133,13 @@ def _remake(
 ) -> list[tuple[Change, ...]]:
     """The family under every change; a comparison that a change does not touch keeps its test in it."""
     names = list(dict.fromkeys(name for tests in changed for name in tests))
-    steps = max(1, len(comparisons)) if correction == "holm" else 1
     tests = [
         [part.get(name, comparison.test) for part, comparison in zip(changed, comparisons, strict=True)]
         for name in names
     ]
     p = correct(np.array([[test.p for test in row] for row in tests]), correction)
     p_equivalent = correct(np.array([[test.p_equivalent for test in row] for row in tests]), correction)
+    smallest = correct(np.array([[test.smallest_p for test in row] for row in tests]), correction)
     found: list[list[Change]] = [[] for _ in comparisons]
     for i, name in enumerate(names):
         for k, comparison in enumerate(comparisons):
@@ -140,7 +151,7 @@ def _remake(
                     mean=test.estimate,
                     p_corrected=float(p[i, k]),
                     p_equivalent=float(p_equivalent[i, k]),
-                    smallest_p=min(1.0, test.smallest_p * steps),
+                    smallest_p=float(smallest[i, k]),
                 )
                 found[k].append(Change(name, test.estimate, decide(remade)))
     return [tuple(changes) for changes in found]

@@ -27,7 +27,7 @@ from study.analysis.significance import draw_significance, significance_caption
 from study.analysis.sliders import Slider, make_sliders
 from study.analysis.spectra import draw_spectra, spectra_caption
 from study.analysis.tables import Table
-from study.analysis.verdicts import listed
+from study.analysis.verdicts import coverage, listed
 
 Block = str | Table | Picture | Slider
 MOST_FOREST = 24  # rows of an exploratory forest plot; of more the table and the matrix tell as much
@@ -90,8 +90,9 @@ def _comparison_section(
     """The declared pairs; the matrix shows the other datasets beside the declared one, hollow."""
     if not comparisons:
         return Section("comparisons", "Declared comparisons", ("No comparison was declared.",))
+    what = "pseudo-median of the images' differences" if comparisons[0].claim == "these_weights" else "mean difference"
     caption = (
-        "Declared comparisons: mean difference, first minus second, with the interval of the named claim's test; "
+        f"Declared comparisons: {what}, first minus second, with the interval of the named claim's test; "
         "hollow: preliminary. The interval is not corrected for the number of comparisons, the verdict is."
     )
     blocks: list[Block] = [save_figure(draw_forest(comparisons, styles), folder, "forest", caption)]
@@ -122,11 +123,11 @@ def _perception_section(results: Results, styles: dict[str, Any], folder: Path) 
     figure = draw_plane(results, styles, measures)
     if figure is None:
         return Section("perception", "", ())
-    level = 1 - results.plan.grid.analysis.alpha
+    level = coverage(results.plan.grid.analysis.alpha)
     signed = [f"|{measure.name}|" for measure in measures if measure.best == "zero"]
     caption = (
         "The perception-distortion plane (Blau & Michaeli, CVPR 2018): mean over seeds, bars: "
-        f"{level:.0%} t interval over seeds, which may leave the panel. Lower left is better on both: "
+        f"{level} t interval over seeds, which may leave the panel. Lower left is better on both: "
         f"{distortion_measure(results)} grows to the left, and every panel's lower end is the more natural one."
         f"{f' {listed(signed)}: size of the mean difference to HR.' if signed else ''}"
     )
@@ -142,9 +143,9 @@ def _complexity_section(results: Results, styles: dict[str, Any], runs: Path, fo
     published = _published(results)
     figure = draw_quality(results, styles, published)
     if figure is not None:
-        level = 1 - results.plan.grid.analysis.alpha
+        level = coverage(results.plan.grid.analysis.alpha)
         caption = (
-            f"Quality against cost: {results.primary}, mean over seeds, bars: {level:.0%} t interval over seeds; the "
+            f"Quality against cost: {results.primary}, mean over seeds, bars: {level} t interval over seeds; the "
             "area of a mark: parameters. Multiply-adds: convolutions and linear layers, a line to the right: up to the "
             "count with attention and assignment products. Latency: median, a line through it: quartiles"
             f"{f'; on {device}' if device else ''}. Both axes of cost are logarithmic."
@@ -211,8 +212,8 @@ def _counts_section(results: Results, folder: Path) -> Section:
     figure = draw_counts(results, results.primary)
     if figure is None:
         return Section("counts", f"Along {path}", ("No cell on this axis has values yet.",), exploratory=True)
-    level = 1 - results.plan.grid.analysis.alpha
-    caption = f"{results.primary} along {path}: mean over seeds, bars: {level:.0%} t interval over seeds."
+    level = coverage(results.plan.grid.analysis.alpha)
+    caption = f"{results.primary} along {path}: mean over seeds, bars: {level} t interval over seeds."
     return Section("counts", f"Along {path}", (save_figure(figure, folder, "counts", caption),), exploratory=True)
 
 

@@ -40,7 +40,7 @@ def draw_significance(comparisons: Sequence[Comparison]) -> Figure | None:
     shown = _select(comparisons)
     pairs = list(dict.fromkeys(pair for pair, _ in shown))
     datasets = list(dict.fromkeys(dataset for _, dataset in shown))
-    means = [abs(comparison.mean) for comparison in shown.values() if np.isfinite(comparison.mean)]
+    means = [abs(comparison.estimate) for comparison in shown.values() if np.isfinite(comparison.estimate)]
     if len(datasets) < 2 or not means:
         return None
     first = next(iter(shown.values()))
@@ -64,9 +64,10 @@ def significance_caption(comparisons: Sequence[Comparison]) -> str:
     """How to read the matrix, for the comparisons that it was drawn from."""
     first = next(iter(_select(comparisons).values()))
     colours = "blue: the first is better, orange: it is worse"
+    what = "Pseudo-median of the images' differences" if first.claim == "these_weights" else "Mean difference"
     lower = " (a difference below 0 is better)" if first.measure.best == "low" else ""
     return (
-        f"Mean difference in {first.measure.name}, first minus second, on every dataset{lower}; {colours}. "
+        f"{what} in {first.measure.name}, first minus second, on every dataset{lower}; {colours}. "
         f"Claim: {CLAIM_NAMES[first.claim]}. Framed, filled marks: the declared dataset ({first.measure.dataset}) and "
         "its verdict, corrected over the family. Hollow marks: exploratory; p is not corrected, and with so many "
         "cells some fall below α by chance. Hatched: no values; 'n too small': no value of the data could have shown "
@@ -89,15 +90,15 @@ def _colours(lower_is_better: bool) -> Colormap:
 def _draw_tile(axes: Axes, place: tuple[int, int], comparison: Comparison, scale: ScalarMappable, small: bool) -> None:
     x, y = place
     verdict = decide(comparison)
-    if not np.isfinite(comparison.mean):
+    if not np.isfinite(comparison.estimate):
         hatched = {"facecolor": "none", "edgecolor": MUTED, "hatch": "////", "linewidth": 0, "alpha": 0.45}
         axes.add_patch(Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, **hatched))
         axes.text(x, y, verdict, ha="center", va="center", fontsize=7.5, fontstyle="italic")
         return
-    colour = scale.to_rgba(np.array([comparison.mean]))[0]
+    colour = scale.to_rgba(np.array([comparison.estimate]))[0]
     axes.add_patch(Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, facecolor=colour, linewidth=0))
     style: Style = {"color": _ink(colour), "ha": "center", "va": "center"}
-    text = signed(comparison.mean, digits=digits_of(comparison)) + ("" if comparison.complete else "*")
+    text = signed(comparison.estimate, digits=digits_of(comparison)) + ("" if comparison.complete else "*")
     tested = verdict in MARKS
     below = verdict if comparison.family or not tested else f"p = {p_text(comparison.test.p)}".replace("= <", "<")
     slant = "normal" if tested else "italic"

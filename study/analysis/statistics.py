@@ -29,6 +29,7 @@ class ClaimTest:
         p_equivalent: of the two one-sided tests (TOST) against ±margin; NaN without a margin.
         smallest_p: what p could have been at best with so many seeds and images.
         problem: why there is no test; empty where there is one.
+        direction: sign of what was tested: of the mean, or for `these_weights` of the ranks.
     """
 
     estimate: float
@@ -38,10 +39,11 @@ class ClaimTest:
     p_equivalent: float
     smallest_p: float = 0.0
     problem: str = ""
+    direction: float = 0.0
 
 
 def _untested(estimate: float, problem: str) -> ClaimTest:
-    return ClaimTest(estimate, np.nan, np.nan, np.nan, np.nan, 1.0, problem)
+    return ClaimTest(estimate, np.nan, np.nan, np.nan, np.nan, 1.0, problem, float(np.sign(estimate)))
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class ClaimTests:
         """The test of the only table."""
         parts = (self.estimate, self.low, self.high, self.p, self.p_equivalent)
         estimate, low, high, p, p_equivalent = (float(np.asarray(part).item()) for part in parts)
-        return ClaimTest(estimate, low, high, p, p_equivalent)
+        return ClaimTest(estimate, low, high, p, p_equivalent, direction=float(np.sign(estimate)))
 
 
 def _location_tests(mean: Array, error: Array, df: Array | float, alpha: float, margin: float) -> ClaimTests:
@@ -276,10 +278,9 @@ def signed_rank(deltas: Array, alpha: float, margin: float = np.inf) -> ClaimTes
     """
     values = deltas.mean(axis=0)
     centre, low, high = map(float, walsh_interval(values, alpha))
-    if np.ptp(values) <= ROUNDING and abs(centre) <= ROUNDING:
-        return ClaimTest(0.0, 0.0, 0.0, 1.0, 0.0 if np.isfinite(margin) else np.nan)
     p, p_equivalent = (float(part[0]) for part in signed_rank_p(values[None], margin))
-    return ClaimTest(centre, low, high, p, p_equivalent, smallest_p=2.0 ** (1 - len(values)))
+    direction = float(np.sign(rank_biserial(deltas)))
+    return ClaimTest(centre, low, high, p, p_equivalent, 2.0 ** (1 - len(values)), direction=direction)
 
 
 CLAIMS: dict[str, Callable[[Array, float, float], ClaimTest]] = {

@@ -115,11 +115,12 @@ def mean_entry(results: Results, cell: str, measure: Measure) -> Entry:
     declared = len(results.cells[cell].runs)
     suffix = "" if cell in results.untrained else f"(n = {len(means)})"
     tone = "warn" if len(means) < declared else ""
-    return Entry(float(means.mean()), suffix, tone, origins.of_mean(results, cell, measure))
+    detail, rank = origins.of_mean(results, cell, measure), f"x{results.scale(cell)}"
+    return Entry(float(means.mean()), suffix, tone, detail, rank=rank)
 
 
 def _gain(results: Results, cell: str, measure: Measure) -> Entry:
-    reference = results.bicubic[0]
+    reference = next((name for name in results.bicubic if results.scale(name) == results.scale(cell)), cell)
     if cell == reference:
         return Entry(None)
     values = results.deltas(cell, reference, measure).values
@@ -169,7 +170,9 @@ def comparison_table(
     unit = comparisons[0].measure.unit if comparisons else ""
     columns = [Column("comparison")]
     columns += [] if declared else [Column("dataset"), Column("claim")]
-    columns += [Column("mean δ", unit, f"+.{digits}f"), Column("interval"), Column("p")]
+    ranks = {comparison.claim == "these_weights" for comparison in comparisons}
+    what = "δ" if len(ranks) > 1 else "pseudo-median δ" if True in ranks else "mean δ"
+    columns += [Column(what, unit, f"+.{digits}f"), Column("interval"), Column("p")]
     columns += [Column("p, corrected"), Column("verdict")] if declared else []
     columns += [Column("improved", "", ".0%"), Column("rank-biserial", "", "+.2f")]
     columns += [Column("bootstrap")] if declared else []
@@ -181,7 +184,7 @@ def comparison_table(
         row: list[Value] = [comparison.label]
         row += [] if declared else [comparison.measure.dataset, CLAIM_NAMES[comparison.claim]]
         detail = "" if absent or results is None else origins.of_comparison(results, comparison)
-        row.append(Entry(None if absent else comparison.mean, detail=detail))
+        row.append(Entry(None if absent else comparison.estimate, detail=detail))
         row.append(Entry(interval(comparison.test.low, comparison.test.high, digits), order=comparison.test.low))
         row.append(p_entry(comparison.test.p))
         row += (
@@ -191,8 +194,9 @@ def comparison_table(
         row += [Entry(interval(*comparison.bootstrap, digits), order=comparison.bootstrap[0])] if declared else []
         rows.append(tuple(row))
     described = " Bootstrap: seeds and images resampled, as description only; it is too narrow at few seeds."
+    centre = " δ: its estimate, the mean, or over images of trained weights the pseudo-median." if True in ranks else ""
     notes = (
-        "Interval: of the named claim's test, not corrected for the number of comparisons.",
+        f"Interval: of the named claim's test, not corrected for the number of comparisons.{centre}",
         f"Improved: share of images that the first is better on, on average.{described if declared else ''}",
     )
     return Table(name, caption, tuple(columns), tuple(rows), notes)
@@ -208,7 +212,7 @@ def equivalence_table(comparisons: Sequence[Comparison]) -> Table:
     columns = (Column("comparison"), Column("margin", "dB", ".3g"), Column("TOST p, corrected"), Column("equivalence"))
     rows = []
     for comparison in comparisons:
-        if not np.isfinite(comparison.margin) or not comparison.deltas.values.size:
+        if not np.isfinite(comparison.margin) or not comparison.deltas.values.size or not comparison.comparable:
             continue
         shown = decide(comparison) == "equivalent"
         text = "shown" if shown else attainability(comparison)
@@ -256,7 +260,7 @@ def noise_table(results: Results) -> Table:
 def protocol_table(results: Results) -> Table:
     """The same difference under every protocol, and how far the protocols spread."""
     primary = results.primary
-    pairs = declared_pairs(results)
+    pairs = [pair for pair in declared_pairs(results) if results.scale(pair[0]) == results.scale(pair[1])]
     means = {pair: protocol_means(results, *pair, primary) for pair in pairs}
     protocols = list(dict.fromkeys(name for part in means.values() for name in part))
     level = {

@@ -50,7 +50,7 @@ class Entry:
         tone: `good`, `bad`, `warn` or nothing; colours it where colours exist.
         detail: where a number comes from: shown in the page on hover and on keyboard focus, nowhere else.
         order: the number that the page sorts a text by.
-        rank: best and second are marked among the numbers of a column that have the same.
+        rank: best and second are marked among the numbers of a column that have the same; None: never.
     """
 
     value: str | float | None
@@ -58,7 +58,7 @@ class Entry:
     tone: str = ""
     detail: str = ""
     order: float | None = None
-    rank: str = ""
+    rank: str | None = ""
 
 
 Value = str | float | None | Entry
@@ -103,7 +103,7 @@ class Table:
         for j, column in enumerate(self.columns):
             if column.best is None:
                 continue
-            for rank in {row[j].rank for row in entries}:
+            for rank in {row[j].rank for row in entries} - {None}:
                 ranked = {i: row[j] for i, row in enumerate(entries) if row[j].rank == rank and _ranks(row[j])}
                 printed = {i: float(format(entry.value, column.format)) for i, entry in ranked.items()}
                 names = _names(printed, column.best)
@@ -296,10 +296,11 @@ def _text(value: str | float | None, column: Column) -> str:
 
 def _plain(value: str | float | None) -> str:
     if not isinstance(value, str):
-        return "" if value is None else repr(value)
+        return "" if value is None else repr(float(value) if isinstance(value, float) else value)
     # A return would end the row for some readers; half a surrogate pair has no encoding.
     text = value.replace("\r", " ").encode("utf-8", "backslashreplace").decode()
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) and not _number(text) else text
+    begins = text.lstrip().startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")) or text.startswith("\t")
+    return f"'{text}" if begins and not _number(text) else text
 
 
 def _number(text: str) -> bool:

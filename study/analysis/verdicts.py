@@ -12,7 +12,7 @@ VERDICTS = {
     "worse": "the difference is in favour of the second, beyond chance at the declared level",
     "equivalent": "the difference lies inside the declared margin",
     "inconclusive": "neither a difference nor equivalence could be shown",
-    "n too small": "the design could not have shown anything, whatever the values",
+    "n too small": "the design could not have shown a difference, whatever the values",
     "no variance": "the seeds do not differ, so that nothing can be tested",
     "not comparable": "the two solve different tasks",
     "not run": "one side has no finished run",
@@ -27,12 +27,14 @@ def decide(comparison: Comparison) -> str:
         return "not run"
     if len(comparison.deltas.seeds) > 1 and comparison.test.problem.startswith("all seeds"):
         return "no variance"
-    if np.isnan(comparison.test.p) or comparison.smallest_p > comparison.alpha:
+    if np.isnan(comparison.test.p):
         return "n too small"
     if comparison.p_equivalent <= comparison.alpha:
         return "equivalent"
+    if comparison.smallest_p > comparison.alpha:
+        return "n too small"
     if comparison.p_corrected <= comparison.alpha:
-        return "better" if (comparison.mean < 0) == (comparison.measure.best == "low") else "worse"
+        return "better" if (comparison.test.direction < 0) == (comparison.measure.best == "low") else "worse"
     return "inconclusive"
 
 
@@ -55,10 +57,21 @@ def listed(words: Sequence[str]) -> str:
 
 
 def p_text(p: float) -> str:
-    """A p value with two significant digits, never rounded to zero."""
+    """A p value with two significant digits, never rounded to zero, and never to 0.05 from one side or the other."""
     if np.isnan(p):
         return "—"
-    return "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+    text = "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+    return f"{p:.4f}" if text == "0.05" and p != 0.05 else text
+
+
+def coverage(alpha: float) -> str:
+    """The level of an interval, such as `95%` or `99.9%`."""
+    return f"{100 * (1 - alpha):g}%"
+
+
+def share(part: float) -> str:
+    """A share in percent; 0% and 100% are none and all."""
+    return f"{part:.0%}" if part in (0, 1) else f"{min(max(100 * part, 1), 99):.0f}%"
 
 
 def digits_of(comparison: Comparison) -> int:
@@ -78,6 +91,9 @@ def describe(comparison: Comparison) -> str:
 def _absence(comparison: Comparison, verdict: str) -> str:
     if verdict == "not comparable":
         return "the two cells differ in scale"
+    if comparison.deltas.seeds_not_finite:
+        names = ", ".join(map(str, comparison.deltas.seeds_not_finite))
+        return f"no finite value of {comparison.measure} on both sides; not finite: seeds {names}"
     missing = ", ".join(map(str, comparison.deltas.seeds_missing)) or "all"
     return f"no seed is finished on both sides with values for {comparison.measure}; missing seeds: {missing}"
 
@@ -91,7 +107,7 @@ def _estimate(comparison: Comparison) -> str:
         about = ""
         if comparison.claim == "these_weights":
             about = f" of the pseudo-median {signed(test.estimate, unit, digits)}"
-        text += f", {1 - comparison.alpha:.0%} interval{about} {interval(test.low, test.high, digits)}"
+        text += f", {coverage(comparison.alpha)} interval{about} {interval(test.low, test.high, digits)}"
     seeds, images = len(deltas.seeds), len(deltas.images)
     return f"{text}, over {seeds} seed{_s(seeds)} and {images} image{_s(images)}."
 
@@ -113,15 +129,18 @@ def _conclusion(comparison: Comparison, verdict: str) -> str:
     text = f"{claim}: {verdict} ({p})."
     margin = f"the margin of {comparison.margin:g} {unit}"
     if verdict == "equivalent":
-        text = f"{claim}: equivalent: inside {margin} (TOST p = {p_text(comparison.p_equivalent)})".replace("= <", "<")
+        what = "the pseudo-median lies " if comparison.claim == "these_weights" else ""
+        text = f"{claim}: equivalent: {what}inside {margin} (TOST p = {p_text(comparison.p_equivalent)})".replace(
+            "= <", "<"
+        )
         beyond = comparison.p_corrected <= comparison.alpha
         return text + (f"; a difference is there ({p}), but too small to matter." if beyond else ".")
     if verdict == "inconclusive":
         return f"{text} {_reach(comparison, digits, unit)}".strip()
-    if np.isfinite(comparison.margin) and abs(comparison.mean) < comparison.margin:
+    if np.isfinite(comparison.margin) and abs(comparison.estimate) < comparison.margin:
         text += f" The estimate is smaller than {margin}, though equivalence is not shown."
-    share = f"{comparison.share_improved:.0%} of the images are better"
-    return f"{text} {share} (rank-biserial {signed(comparison.rank_biserial, digits=2)})."
+    improved = f"{share(comparison.share_improved)} of the images are better"
+    return f"{text} {improved} (rank-biserial {signed(comparison.rank_biserial, digits=2)})."
 
 
 def _reach(comparison: Comparison, digits: int, unit: str) -> str:
@@ -177,9 +196,13 @@ def _gaps(comparison: Comparison) -> str:
     if comparison.deltas.seeds_missing:
         names = ", ".join(map(str, comparison.deltas.seeds_missing))
         parts.append(f"Preliminary: seed{_s(len(comparison.deltas.seeds_missing))} {names} missing on one side.")
+    if comparison.deltas.seeds_not_finite:
+        names = ", ".join(map(str, comparison.deltas.seeds_not_finite))
+        many = len(comparison.deltas.seeds_not_finite)
+        parts.append(f"Preliminary: seed{_s(many)} {names} left out, without a finite value: that is a result, too.")
     if comparison.deltas.images_missing:
         names = ", ".join(comparison.deltas.images_missing)
-        parts.append(f"Left out, value absent or not finite: {names}.")
+        parts.append(f"Preliminary: images left out, value absent or not finite: {names}.")
     return " ".join(parts)
 
 

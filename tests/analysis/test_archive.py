@@ -4,6 +4,7 @@ import pytest
 from study.analysis.archive import Archive, sources
 from study.grid.papers import Row
 from study.grid.schema import Optimisation, Run
+from study.records.store import read_table, write_table
 from tests.analysis.test_papers import IMDN, store
 
 EXPECTED = Run(optimisation=Optimisation(steps=1000, batch=8))
@@ -80,3 +81,35 @@ def test_an_unfinished_run_is_not_in_the_archive(tmp_path):
     store(tmp_path, "s0", trained(), 30)
     (tmp_path / "s0" / "DONE").unlink()
     assert Archive(tmp_path).stored == []
+
+
+def test_two_evaluations_of_one_training_are_one_seed(tmp_path):
+    store(tmp_path, "one", trained(), 30.0)
+    again = trained().model_copy(update={"evaluation": EXPECTED.evaluation.model_copy(update={"protocols": ("rgb",)})})
+    store(tmp_path, "two", again, 31.0)
+    archive = Archive(tmp_path)
+    (source,) = sources(archive, TRAINED, 4, EXPECTED)
+    assert source.name == "trained here, n = 1"
+    assert archive.means(source.runs, "Set5", "uint8_y", "psnr")[0].tolist() == [30.0]
+
+
+def test_an_image_without_a_value_leaves_no_mean(tmp_path):
+    store(tmp_path, "whole", trained(), 30.0)
+    store(tmp_path, "gap", trained(seed=1), 30.0)
+    rows = read_table(tmp_path / "gap", "images").to_dict("records")
+    write_table(tmp_path / "gap", "images", [row for row in rows if row["image"] != "i3"])
+    archive = Archive(tmp_path)
+    (source,) = sources(archive, TRAINED, 4, EXPECTED)
+    means, images = archive.means(source.runs, "Set5", "uint8_y", "psnr")
+    assert images == 5
+    assert [run.id for run in source.runs] == ["gap", "whole"]
+    assert np.isnan(means).tolist() == [True, False]
+
+
+def test_published_weights_are_measured_as_their_row_was(tmp_path):
+    plus = EXTERNAL.model_copy(update={"evaluation": EXTERNAL.evaluation.model_copy(update={"self_ensemble": True})})
+    store(tmp_path, "a-plus", plus, 32.3, IMDN)
+    store(tmp_path, "b-plain", EXTERNAL, 32.2, IMDN)
+    for method, run in (("IMDN", "b-plain"), ("IMDN+", "a-plus")):
+        (one,) = found(tmp_path, Row(method=method, weights={"4": IMDN}), None)
+        assert [stored.id for stored in one.runs] == [run]

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from study import StudyError
 from study.analysis.audit import audit_moves, audit_records, audit_tables, draw_audit, network_names, save_audit
 
 PUBLISHED = {("new", "Set5", "psnr"): 32.25, ("old", "Set5", "psnr"): 32.0}
@@ -191,3 +192,16 @@ def test_a_figure_is_saved_as_equal_bytes(tmp_path: Path) -> None:
     assert paths[0].read_bytes() == paths[1].read_bytes()
     with Image.open(paths[0]) as drawn:
         assert drawn.width > 1000
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_value_that_is_not_finite_is_refused_by_name(value: float) -> None:
+    rows = frame()
+    rows.loc[3, "value"] = value
+    with pytest.raises(StudyError, match=r"psnr of Set5/a is (nan|-inf); an audit needs finite values \(1 are not\)"):
+        audit_moves(rows)
+
+
+def test_a_setting_without_one_image_is_refused() -> None:
+    with pytest.raises(StudyError, match=r"every image under every setting; model has 1 of 2"):
+        audit_moves(frame().drop(index=0))

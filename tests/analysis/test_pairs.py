@@ -5,6 +5,7 @@ from scipy import stats
 
 from study import StudyError
 from study.analysis.pairs import compare_pair, pair_table
+from study.analysis.verdicts import decide
 from study.grid.schema import Run
 
 RUN = Run()
@@ -65,7 +66,7 @@ def test_images_are_paired_by_name_and_those_of_one_side_are_left_out_and_counte
     large = compare(first, fewer)[1]
     assert large.mean == pytest.approx(delta(first, fewer, "B100").mean(), abs=1e-12)
     assert large.deltas.images_missing == ("i03",)
-    assert pair_table([large]).notes[0].endswith("Left out, value absent or not finite: i03.")
+    assert pair_table([large]).notes[0].endswith("Preliminary: images left out, value absent or not finite: i03.")
 
 
 def test_seeds_of_the_two_need_not_agree_and_one_may_be_untrained():
@@ -120,3 +121,11 @@ def test_only_the_asked_metric_and_shared_sets_are_compared():
 def test_nothing_in_common_is_refused(second, changes, said):
     with pytest.raises(StudyError, match=f"^a and b have {said}$"):
         compare(draw(0, 1), second, **changes)
+
+
+def test_sets_of_different_size_have_each_the_smallest_p_that_it_could_reach():
+    one = draw(0.0, 1, (("A", 100), ("B", 100), ("C", 100), ("D", 7)))
+    other = one.assign(value=one["value"] - 0.3 - np.random.default_rng(0).uniform(0, 0.01, len(one)))
+    found = {c.measure.dataset: c for c in compare(one, other)}
+    assert found["D"].smallest_p == found["D"].p_corrected == 2.0**-6
+    assert {decide(c) for c in found.values()} == {"better"}

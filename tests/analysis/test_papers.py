@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
-from study.analysis.papers import build_tables
+from study.analysis.archive import Archive
+from study.analysis.papers import build_tables, paper_cells, paper_table
 from study.analysis.published import load_published, select
 from study.analysis.rendering import REPORTS
 from study.grid.identity import specification
@@ -92,3 +95,25 @@ def test_every_row_of_the_given_tables_has_a_published_number(name):
             found = select(numbers, **place, steps=row.steps)
             assert {one.scale for one in found} & set(table.scales), (table.name, row.method)
             assert {one.dataset for one in found} & {*table.datasets, ""}, (table.name, row.method)
+
+
+def test_a_published_number_that_contradicts_its_neighbours_is_marked_and_never_best():
+    paper, numbers = load_paper(TABLES, "catanet"), load_published()
+    table = next(table for table in paper.tables if 4 in table.scales)
+    place = {"dataset": "Set5", "metric": "psnr", "table": table.table}
+    wrong = select(numbers, method="CATANet", scale=4, **place)[0]
+    below = select(numbers, method="CATANet", scale=2, **place)[0]
+    above = f"{below.number + 0.2:.2f}"  # x4 above x2
+    for value in ("68.05", above):
+        changed = [one.model_copy(update={"value": value}) if one == wrong else one for one in numbers]
+        assert len(changed) == len(numbers)
+        cells = paper_cells(paper, table, Archive(Path("nowhere")), changed, 4)
+        (cell,) = [
+            cell for cell in cells if cell.contradicted and cell.result.cited and cell.result.cited.value == value
+        ]
+        shown = paper_table(table, 4, cells)
+        (row,) = [i for i, line in enumerate(shown.entries()) if line[0].value == cell.row.method]
+        column = next(j for j, one in enumerate(shown.columns) if (one.group, one.name) == ("Set5", "PSNR"))
+        assert shown.entries()[row][column].suffix == "!"
+        assert (row, column) not in shown.marks()
+        assert any(note.startswith("! CATANet Set5") for note in shown.notes)

@@ -5,18 +5,26 @@ import pytest
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
-from study.analysis.power import detectable_effect, equivalence_power, needed_for_equivalence, t_power
+from study.analysis.power import (
+    detectable_difference,
+    detectable_effect,
+    equivalence_power,
+    location_power,
+    measure_spread,
+    needed_for_difference,
+    needed_for_equivalence,
+)
 
 
 @pytest.mark.parametrize("n", [3, 5, 10, 40])
 def test_power_is_statsmodels(n):
-    assert t_power(0.8, n, 0.05) == pytest.approx(TTestPower().power(0.8, n, 0.05), rel=1e-6)
+    assert location_power(0.8, 1 / np.sqrt(n), n - 1, 0.05) == pytest.approx(TTestPower().power(0.8, n, 0.05), rel=1e-6)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10, 100])
 def test_detectable_effect_has_the_wanted_power(n):
     effect = detectable_effect(0.03, n, 0.05, 0.8)
-    assert t_power(effect / 0.03, n, 0.05) == pytest.approx(0.8, abs=1e-6)
+    assert location_power(effect / 0.03, 1 / np.sqrt(n), n - 1, 0.05) == pytest.approx(0.8, abs=1e-6)
 
 
 def test_detectable_effect_at_the_edges():
@@ -62,3 +70,25 @@ def test_these_weights_count_images():
 def test_unknown_spread():
     assert math.isnan(needed_for_equivalence(np.ones((1, 5)), "same_images", 0.02, 0.05, 0.8))
     assert math.isnan(needed_for_equivalence(np.ones((5, 1)), "these_weights", 0.02, 0.05, 0.8))
+
+
+def test_the_weaker_of_the_two_tests_on_new_images_decides_what_is_detectable():
+    rng = np.random.default_rng(2)
+    deltas = scaled(3, 0.03)[:, None] + rng.normal(0, 0.2, 100) + rng.normal(0, 0.01, (3, 100))
+    spread = measure_spread(deltas, "new_images")
+    alone = detectable_effect(math.sqrt(spread.per_unit), 3, 0.05, 0.8)
+    assert spread.floor > 0
+    assert detectable_difference(spread, 3, 0.05, 0.8) == pytest.approx(alone)
+    error, df = spread.error(3)
+    assert location_power(alone, error, df, 0.05) > 0.8  # of the quasi-F, which is the stronger here
+    assert needed_for_difference(spread, alone, 0.05, 0.8) == 3
+
+
+@pytest.mark.parametrize("level", [0.05, 0.05 / 3])
+def test_ranks_need_images_enough_for_a_small_p_whatever_the_values(level):
+    quiet = np.random.default_rng(3).normal(0.0, 1e-6, (1, 12))
+    assert needed_for_difference(measure_spread(quiet, "these_weights"), 0.5, level, 0.8) == math.ceil(
+        1 - math.log2(level)
+    )
+    assert needed_for_equivalence(quiet, "these_weights", 0.5, level, 0.8) == math.ceil(-math.log2(level))
+    assert math.isnan(detectable_difference(measure_spread(quiet[:, :5], "these_weights"), 5, level, 0.8))

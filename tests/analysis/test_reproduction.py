@@ -69,3 +69,14 @@ def test_published_weights_under_their_own_protocol_alone():
     other = reproduce_weights(model, "Set5", "uint8_y", "psnr", 32.2096, 3, NUMBERS)
     assert other is not None
     assert other.verdict == "not comparable"
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_mean_that_is_not_finite_is_no_finding(trained):
+    found = reproduce(np.array([32.21, np.nan]), CITED, trained=trained, tolerance=0.05)
+    assert (found.verdict, found.reason) == ("not comparable", "an image's value is absent or not finite")
+
+
+def test_without_a_tolerance_a_training_is_not_judged():
+    found = reproduce(np.array([32.21, 32.22]), CITED, trained=True)
+    assert (found.verdict, found.reason) == ("not comparable", "no tolerance is declared for this metric")

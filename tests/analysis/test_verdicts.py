@@ -5,7 +5,7 @@ import pytest
 
 from study.analysis.comparisons import Comparison, compare_declared
 from study.analysis.results import Results
-from study.analysis.verdicts import VERDICTS, decide, describe, interval, p_text, signed
+from study.analysis.verdicts import VERDICTS, coverage, decide, describe, interval, p_text, share, signed
 from tests.analysis.synthetic import GRID, draw_study
 
 FIVE = GRID.replace("seeds: 2", "seeds: 5")
@@ -103,7 +103,7 @@ def test_gaps_make_it_preliminary(tmp_path):
     found = compare_declared(Results(study.plan, study.ids, study.records, study.statuses))[0]
     assert not found.complete
     assert "Preliminary: seed 3 missing on one side." in describe(found)
-    assert "Left out, value absent or not finite: image_04." in describe(found)
+    assert "Preliminary: images left out, value absent or not finite: image_04." in describe(found)
 
 
 def test_a_gain_below_the_protocols_spread_says_so(tmp_path):
@@ -138,3 +138,9 @@ def test_of_a_metric_that_falls_as_images_improve_the_lower_is_better(tmp_path):
     assert found.share_improved == 0
     assert found.rank_biserial == -1
     assert "in GMSD on bundled (uint8_y), where lower is better" in describe(found)
+
+
+def test_words_for_numbers_never_round_to_what_they_are_not():
+    assert [coverage(alpha) for alpha in (0.05, 0.005, 0.001, 0.025)] == ["95%", "99.5%", "99.9%", "97.5%"]
+    assert [share(part) for part in (0.0, 0.0003, 0.5, 2990 / 3000, 1.0)] == ["0%", "1%", "50%", "99%", "100%"]
+    assert [p_text(p) for p in (0.0499, 0.05, 0.0504)] == ["0.0499", "0.05", "0.0504"]
