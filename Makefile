@@ -8,7 +8,7 @@ demo: .venv/installed ## train the quickstart grid on this machine and write its
 	$(STUDY) report ablations/quickstart.yaml
 
 test: .venv/installed ## all tests that need no GPU
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile
 
 soak: .venv/installed ## faults at random on real runs, at length, with a table of what was lost
 	.venv/bin/python -m tests.training.soak

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from study.cli import app, main
+from study.cli.options import out
 from study.evaluation import metrics
 from study.grid.schema import Metric, Protocol
 from study.models import MODELS
@@ -23,6 +24,7 @@ analysis: {baseline: hard}
 
 
 def invoke(*words: str) -> tuple[int, str]:
+    out.width = 200  # whatever the terminal's
     done = CliRunner(env={"COLUMNS": "200"}).invoke(app, words)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception

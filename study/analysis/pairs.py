@@ -18,7 +18,7 @@ from study.records.schemas import RUN_TABLES
 from study.records.store import Records
 
 CLAIM = "these_weights"
-SHOWN = ("mean δ", "interval", "p", "p, corrected", "verdict", "improved")
+SHOWN = ("pseudo-median δ", "interval", "p", "p, corrected", "verdict", "improved")
 
 
 def compare_pair(

@@ -13,11 +13,25 @@ from rich.progress import Progress
 from rich.table import Table
 
 from study import StudyError
-from study.cli.options import BudgetName, CpuOnly, DataRoot, GridFile, ResultsFolder, app, load_grid, out, stored_grid
+from study.cli.options import (
+    BudgetName,
+    CpuOnly,
+    DataRoot,
+    Deterministic,
+    GridFile,
+    PlacementName,
+    ResultsFolder,
+    Trackers,
+    Workers,
+    app,
+    load_grid,
+    out,
+    stored_grid,
+)
 from study.grid.plan import Plan, title
 
 if TYPE_CHECKING:
-    from study.training.execution import ImageSets
+    from study.training.image_sets import ImageSets
 
 LISTED = 100  # rows of `status` at most, unless all are asked for
 
@@ -36,7 +50,7 @@ def plan(
 ) -> None:
     """Print every run of a grid, what it costs, and what was declared; train nothing."""
     from study.training.estimate import duration, estimate
-    from study.training.execution import ImageSets
+    from study.training.image_sets import ImageSets
 
     declared = load_grid(grid, budget, results)
     images = ImageSets(data_root, results / "cache")
@@ -60,14 +74,14 @@ def plan(
         out.print(f"{LISTED} of {count} runs are listed, --all lists every one", highlight=False)
     seconds = [estimates[cell.name].seconds for cell, _ in declared.runs()]
     timed = [value for value in seconds if value is not None]
-    whole = f", about {duration(sum(timed))} of training one after the other on this machine"
-    out.print(f"{count} runs" + (whole if len(timed) == len(seconds) else ""))
+    said = f", about {duration(sum(timed))} of training one after the other on this machine"
+    out.print(f"{count} runs" + (said if len(timed) == len(seconds) else ""))
     out.print("multiply-adds: convolutions and linear layers for a 1280 x 720 output, attention products left out")
     _print_analysis(declared)
     if missing:
-        out.print(f"ids are not known yet: {missing}", style="yellow", highlight=False)
+        _say(f"ids are not known yet: {missing}", style="yellow")
     if obstacle:
-        out.print(f"cannot be trained here: {obstacle}", style="yellow", highlight=False)
+        _say(f"cannot be trained here: {obstacle}", style="yellow")
 
 
 def _what_lacks(declared: Plan, images: "ImageSets") -> tuple[str | None, str | None]:
@@ -96,11 +110,10 @@ def _print_analysis(declared: Plan) -> None:
         "new_images": "retraining, and new images",
         "these_weights": "these trained weights, on new images",
     }
-    out.print(
+    _say(
         f"declared: {analysis.metric} ({analysis.protocol}) against {analysis.baseline!r}; claim: "
         f"{claims[analysis.claim]}; alpha {analysis.alpha}, {analysis.correction}"
-        + (f", margin {analysis.margin_db} dB" if analysis.metric == "psnr" else ""),
-        highlight=False,
+        + (f", margin {analysis.margin_db} dB" if analysis.metric == "psnr" else "")
     )
 
 
@@ -110,45 +123,53 @@ def run(
     budget: BudgetName = None,
     results: ResultsFolder = Path("results"),
     data_root: DataRoot = Path("datasets"),
-    placement: Annotated[
-        str,
-        typer.Option(
-            metavar="run-per-process|packed:K|ddp",
-            help="each process takes whole runs, or K at once on its device (small networks), or all share every run",
-        ),
-    ] = "run-per-process",
+    placement: PlacementName = "run-per-process",
     cpu: CpuOnly = False,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="processes per run that prepare samples [default: 0 on a CPU, 4 on a GPU]")
+    workers: Workers = None,
+    deterministic: Deterministic = False,
+    log_with: Trackers = None,
+    slurm: Annotated[
+        Path | None,
+        typer.Option(metavar="PROFILE.yaml", help="submit the runs to a Slurm cluster instead, as one array"),
     ] = None,
-    deterministic: Annotated[
-        bool,
-        typer.Option(
-            "--deterministic",
-            help="two trainings on one device give equal bits, at some cost in time; no part of a run's id",
-        ),
-    ] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="with --slurm: return once they are submitted")] = False,
 ) -> None:
     """Train and evaluate what is left of a grid. The same command resumes, on one process or many.
 
     On several GPUs: [bold]accelerate launch -m study run GRID[/bold] or
-    [bold]torchrun --nproc-per-node 8 -m study run GRID[/bold].
+    [bold]torchrun --nproc-per-node 8 -m study run GRID[/bold]. On a Slurm cluster:
+    [bold]study run GRID --slurm PROFILE.yaml[/bold] (docs/running_at_scale.md).
     Exit code: 0 all done, 1 something failed, 130 interrupted.
     """
+    from study.cli.slurm import Launch, run_on_slurm
     from study.training.determinism import request_determinism
     from study.training.placement import read_placement
     from study.training.runner import Options, run_grid
+    from study.training.trackers import check_trackers
 
-    if deterministic:
-        request_determinism()
+    trackers = check_trackers(log_with or ())
     placed = read_placement(placement)
     declared = load_grid(grid, budget, results)
+    if slurm is not None:
+        launch = Launch(results, data_root, placement, cpu, workers, deterministic, trackers)
+        ended = run_on_slurm(declared, slurm, launch, detach)
+        if ended is not None:
+            _print_end(ended, results, grid, budget)
+        raise typer.Exit(0 if detach else 130 if ended is None else _exit_code(ended))
+    if detach:
+        raise StudyError("--detach: only runs that --slurm submits go on by themselves")
+    if deterministic:
+        request_determinism()
     first = int(os.environ.get("RANK", "0")) == 0
-    ended = run_grid(declared, Options(results, data_root, placed, cpu, workers))
+    ended = run_grid(declared, Options(results, data_root, placed, cpu, workers, trackers))
     if first:
         _print_end(ended, results, grid, budget)
+    raise typer.Exit(_exit_code(ended))
+
+
+def _exit_code(ended: dict[str, str]) -> int:
     states = set(ended.values())
-    raise typer.Exit(130 if "interrupted" in states else 1 if "failed" in states else 0)
+    return 130 if "interrupted" in states else 1 if "failed" in states else 0
 
 
 def _print_end(ended: dict[str, str], results: Path, grid: Path, budget: str | None) -> None:
@@ -157,13 +178,18 @@ def _print_end(ended: dict[str, str], results: Path, grid: Path, budget: str | N
     for run_id, state in ended.items():
         if state == "failed":
             reason = status(results / "runs", run_id).get("reason", "")
-            out.print(f"failed: {run_id}: {reason}", style="red", highlight=False, soft_wrap=True)
+            _say(f"failed: {run_id}: {reason}", style="red")
     counts = ", ".join(f"{list(ended.values()).count(state)} {state}" for state in sorted(set(ended.values())))
     again = "" if budget is None else f" --budget {budget}"
     again += "" if results == Path("results") else f" --results {results}"
     verb = "report" if set(ended.values()) == {"done"} else "run"
-    out.print(f"{counts}; runs lie in {results / 'runs'}", highlight=False)
-    out.print(f"next: study {verb} {grid}{again}", highlight=False, soft_wrap=True)
+    _say(f"{counts}; runs lie in {results / 'runs'}")
+    _say(f"next: study {verb} {grid}{again}")
+
+
+def _say(text: str, style: str | None = None) -> None:
+    """Prints a line as it is: names, paths and reasons may hold what rich takes for markup."""
+    out.print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 @app.command()
@@ -176,6 +202,7 @@ def status(
     ] = False,
 ) -> None:
     """Show the state of every run of a grid, from the results folder alone."""
+    from study.cli.slurm import print_queued
     from study.records.index import locate
     from study.records.survey import survey
     from study.training.display import table
@@ -194,6 +221,15 @@ def status(
     if shown is not names:
         counts = ", ".join(f"{count} {state}" for state, count in sorted(Counter(states.values()).items()))
         out.print(f"{len(names)} runs: {counts}; {LISTED} of them are listed, --all lists every one", highlight=False)
+    print_queued(declared, results, states)
+
+
+@app.command()
+def cancel(grid: GridFile, budget: BudgetName = None, results: ResultsFolder = Path("results")) -> None:
+    """Cancel what was submitted to Slurm for a grid and is not over; running tasks write their state first."""
+    from study.cli.slurm import cancel_submitted
+
+    cancel_submitted(load_grid(grid, budget, results), results)
 
 
 @app.command()
@@ -212,14 +248,14 @@ def compact(
     if not runs.is_dir():
         raise StudyError(f"{runs}: no such folder")
     if undo:
-        out.print(f"{len(separate(runs))} runs have files of their own again in {runs}", highlight=False)
+        _say(f"{len(separate(runs))} runs have files of their own again in {runs}")
         return
     with Progress(console=Console(stderr=True), transient=True) as bar:
         row = bar.add_task("merging tables")
         ended = compact(runs, lambda done, total: bar.update(row, completed=done, total=total))
     for run_id, reason in ended.left.items():
         if reason != "not finished":
-            out.print(f"left as it is: {run_id}: {reason}", style="yellow", highlight=False, soft_wrap=True)
+            _say(f"left as it is: {run_id}: {reason}", style="yellow")
     out.print(
         f"{len(ended.merged)} runs merged, {len(ended.before)} had been before, {len(ended.left)} left as they are",
         highlight=False,
@@ -253,7 +289,7 @@ def report(
     command += "" if results == Path("results") else f" --results {results}"
     written = build_report(*stored, results / "runs", to or results / "reports" / stored[0].name, command)
     for name in ("report.html", "report.md", "report.tex"):
-        out.print(str(written[name]), highlight=False, soft_wrap=True)
+        _say(str(written[name]))
 
 
 def _write_tables(name: str, results: Path, to: Path | None) -> None:
@@ -263,7 +299,7 @@ def _write_tables(name: str, results: Path, to: Path | None) -> None:
     command = f"study report --tables {name}" + ("" if results == Path("results") else f" --results {results}")
     folder = to or results / "tables" / name
     for path in build_tables(REPORTS / "tables", name, results / "runs", folder, command).values():
-        out.print(str(path), highlight=False, soft_wrap=True)
+        _say(str(path))
 
 
 @app.command()
@@ -278,7 +314,7 @@ def data(
 ) -> None:
     """Open every image set of a grid, fill the cache, and print what is in it."""
     from study.grid.identity import sources
-    from study.training.execution import ImageSets
+    from study.training.image_sets import ImageSets
 
     declared = load_grid(grid, budget, results)
     images = ImageSets(data_root, results / "cache")
@@ -311,4 +347,4 @@ def _draw_samples(declared: Plan, images: "ImageSets", path: Path) -> None:
         lr, hr = ((sample[name] * 255).round().byte().permute(1, 2, 0).numpy() for name in ("lr", "hr"))
         drawn.append(Sample(hr, lr, patches.describe(n)))
     save_samples(drawn, path)
-    out.print(str(path), highlight=False, soft_wrap=True)
+    _say(str(path))

@@ -49,6 +49,29 @@ DataRoot = Annotated[
     Path, typer.Option("--data-root", envvar="STUDY_DATA", help="folder that relative image paths start from")
 ]
 CpuOnly = Annotated[bool, typer.Option("--cpu", help="keep off the GPU even where there is one")]
+PlacementName = Annotated[
+    str,
+    typer.Option(
+        metavar="run-per-process|packed:K|ddp",
+        help="each process takes whole runs, or K at once on its device (small networks), or all share every run",
+    ),
+]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="processes per run that prepare samples [default: 0 on a CPU, 4 on a GPU]")
+]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="two trainings on one device give equal bits, at some cost in time; no part of a run's id",
+    ),
+]
+Trackers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log-with", help="repeatable: a tracker that Accelerate knows, such as tensorboard, told of the curves too"
+    ),
+]
 
 
 def named(text: str) -> str | dict[str, Any]:

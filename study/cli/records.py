@@ -30,7 +30,7 @@ def verify(
     Equal bits are asked for where device, settings and packages are those of the record; elsewhere 0.01 dB, or 0.1%
     of a metric that is not in dB. Exit code: 0 every row agrees, 1 a row, the weights or the data do not.
     """
-    from study.training.execution import ImageSets
+    from study.training.image_sets import ImageSets
     from study.training.verification import verify as check
 
     folder = find_run(run, results)

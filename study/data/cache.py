@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from study.data.decoding import DataError
@@ -133,7 +134,7 @@ def _watched(
 ) -> Generator[tuple[str, np.ndarray], None, None]:
     """Passes `images` on; shows a progress bar on stderr once it has taken long."""
     bar = Progress(console=Console(stderr=True), transient=True)
-    row = bar.add_task(task, total=count)
+    row = bar.add_task(escape(task), total=count)
     began = time.monotonic()
     try:
         for image in images:

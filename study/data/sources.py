@@ -90,6 +90,14 @@ def find_bundled(split: str) -> dict[str, Path]:
     return {path.stem: path for path in files}
 
 
+def expand_home(path: str) -> Path:
+    """`~` and `~user` at its beginning as a folder; raises `DataError` where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{path!r}: {error}") from None
+
+
 def find_images(path: str, root: Path) -> dict[str, Path]:
     """The image files of a folder by stem, sorted by stem; other files and hidden ones are passed over.
 
@@ -100,7 +108,7 @@ def find_images(path: str, root: Path) -> dict[str, Path]:
     Raises:
         DataError: the folder is missing or has no image, or two images share a stem.
     """
-    folder = root / Path(path).expanduser()
+    folder = root / expand_home(path)
     if not folder.is_dir():
         raise DataError(
             f"no folder {folder}: '{path}' is looked up in the data root {root.absolute()}, "
@@ -161,14 +169,23 @@ def list_hub(source: Hub, root: Path) -> Listing:
             yield name, decode(content, f"{title}, image '{name}'")
 
     stamps = [_stamp(Path(file["filename"])) for file in dataset.cache_files]
-    return Listing(_entry([source.split, source.column, *stamps]), len(dataset), read)
+    stamps += [_stamp(path) for path in _outside(dataset, source.column)]
+    return Listing(_entry([source.split, source.column, dataset._fingerprint, *stamps]), len(dataset), read)
+
+
+def _outside(dataset: Any, column: str) -> list[Path]:
+    """The files of images that a dataset names instead of holding them."""
+    images = dataset.data.column(column)
+    fields = dict(zip((field.name for field in images.type), images.flatten(), strict=True))
+    named = fields["path"].filter(fields["bytes"].is_null())
+    return [Path(path) for path in named.to_pylist() if path is not None]
 
 
 def _load_hub(source: Hub, root: Path) -> Any:
     """The split of a dataset as a `datasets.Dataset` whose image column gives {bytes, path}."""
     import datasets  # seconds to import, and few need it
 
-    folder = root / Path(source.name).expanduser()
+    folder = root / expand_home(source.name)
     title = f"dataset '{source.name}'"
     try:
         dataset: Any = (

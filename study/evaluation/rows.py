@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from study import StudyError
 from study.data.images import ImageSet
 from study.evaluation.inference import draws_noise, super_resolve
 from study.evaluation.metrics import DIVERSITY, PER_PROTOCOL, find_unavailable, score
@@ -44,7 +45,7 @@ def evaluate(
 
     Raises:
         MetricUnavailable: none of the metrics can be computed; before anything runs.
-        ValueError: an image is too small, or the network's output is not finite; names the image.
+        StudyError: an image is too small, or the network's output is not finite; names the image.
     """
     missing = not_computed(settings, device)
     metrics = [metric for metric in settings.metrics if metric not in missing]
@@ -56,7 +57,7 @@ def evaluate(
             outputs = [enlarge(model, lr, settings, device, index, draw) for draw in range(draws)]
             rows = list(_scores(outputs, hr, scale, settings.protocols, metrics))
         except ValueError as error:
-            raise ValueError(f"{dataset}, image {name}: {error}") from error
+            raise StudyError(f"{dataset}, image {name}: {error}") from error
         if on_image is not None:
             on_image(name)
         for protocol, metric, value in rows:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from study import StudyError
 from study.data.decoding import DataError
+from study.data.sources import expand_home
 from study.grid.models import External as ExternalConfig
 from study.grid.schema import Run
 from study.models.weights import WeightsError, read_state
@@ -62,7 +63,7 @@ def find_weights(config: ExternalConfig, root: Path) -> Path:
     Raises:
         DataError: there is no such file.
     """
-    given = Path(config.weights).expanduser()
+    given = expand_home(config.weights)
     path = root / given
     if not path.is_file():
         looked = f"'{given}' is looked up in the data root {root.absolute()}"

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import threading
+import time
 import uuid
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -161,11 +162,14 @@ def _alive(claim: Path, stale_s: float) -> bool:
 def _now(folder: Path) -> float:
     """The time by the clock of the file system, s."""
     probe = folder / f".{uuid.uuid4().hex}"
-    probe.touch()
     try:
+        probe.touch()
         return probe.stat().st_mtime
+    except OSError:  # whoever may only read, or finds the disk full, has this machine's clock
+        return time.time()
     finally:
-        probe.unlink()
+        with contextlib.suppress(OSError):
+            probe.unlink()
 
 
 def _read(path: str) -> str:

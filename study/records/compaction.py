@@ -10,16 +10,16 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from study.records.claims import Claim, release, take
+from study.records.claims import Claim, take
 from study.records.index import finished
-from study.records.store import MERGED, RecordError, Tables, replace
+from study.records.store import MERGED, RecordError, Tables, name_partial, replace
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,13 +67,17 @@ def separate(runs: Path) -> list[str]:
     """Gives every merged run files of its own again, so that its folder can be moved; returns the runs' ids."""
     changed = []
     with _alone(runs), Tables() as files:
-        for path in sorted(runs.glob("*/*.parquet")):
-            if path.is_symlink():
-                table = files.read(path, _schema(path.stem))
-                replace(path, _parquet(table.replace_schema_metadata(None)))
-                changed.append(path.parent.name)
+        for run in sorted({path.parent for path in runs.glob("*/*.parquet") if path.is_symlink()}):
+            claim = take(run)
+            if claim is None:
+                raise RecordError(f"{run} is being written by another process; the runs before it have files again")
+            with claim:
+                for path in sorted(path for path in run.glob("*.parquet") if path.is_symlink()):
+                    table = files.read(path, _schema(path.stem))
+                    replace(path, _parquet(table.replace_schema_metadata(None)))
+            changed.append(run.name)
         _sweep(runs)
-    return list(dict.fromkeys(changed))
+    return changed
 
 
 @contextmanager
@@ -92,35 +96,34 @@ def _alone(runs: Path) -> Iterator[None]:
 
 
 def _compact(runs: Path, names: Sequence[str], ended: Compaction) -> None:
-    claims: dict[str, Claim] = {}
-    try:
-        for name in names:
-            _claim(runs / name, claims, ended)
+    with ExitStack() as held:
+        claims = {name: claim for name in names if (claim := _claim(runs / name, held, ended))}
         parts = _read(runs, list(claims), ended)
         for table, content in parts.items():
-            _merge(runs, table, content)
-        ended.merged += sorted({name for content in parts.values() for name in content})
-    finally:
-        for claim in claims.values():
-            release(claim)
+            _merge(runs, table, content, claims)
+        merged = sorted({name for content in parts.values() for name in content})
+        lost = [name for name in merged if claims[name].lost()]
+        ended.left.update(dict.fromkeys(lost, "taken over by another process"))
+        ended.merged += [name for name in merged if name not in lost]
 
 
-def _claim(run: Path, claims: dict[str, Claim], ended: Compaction) -> None:
-    """Claims a finished run that has tables of its own."""
+def _claim(run: Path, held: ExitStack, ended: Compaction) -> Claim | None:
+    """Claims a finished run that has tables of its own, until `held` is left."""
     if not finished(run):
         ended.left[run.name] = "not finished"
-        return
+        return None
     if all(path.is_symlink() for path in run.glob("*.parquet")):
         ended.before.append(run.name)
-        return
+        return None
     claim = take(run)
     if claim is None:
         ended.left[run.name] = "running"
-        return
-    claims[run.name] = claim
+        return None
+    held.enter_context(claim)
     if not finished(run):  # taken up between the two
         ended.left[run.name] = "not finished"
-        release(claims.pop(run.name))
+        return None
+    return claim
 
 
 def _read(runs: Path, names: Sequence[str], ended: Compaction) -> "dict[str, dict[str, pa.Table]]":
@@ -144,8 +147,8 @@ def _read(runs: Path, names: Sequence[str], ended: Compaction) -> "dict[str, dic
     return {table: content for table, content in parts.items() if content}
 
 
-def _merge(runs: Path, table: str, content: "Mapping[str, pa.Table]") -> None:
-    """Writes the merged file, reads it back, and links the runs to it."""
+def _merge(runs: Path, table: str, content: "Mapping[str, pa.Table]", claims: Mapping[str, Claim]) -> None:
+    """Writes the merged file, reads it back, and links the runs to it that are still claimed."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -165,9 +168,10 @@ def _merge(runs: Path, table: str, content: "Mapping[str, pa.Table]") -> None:
             if not file.read_row_group(index, columns=rows.schema.names, use_threads=False).equals(rows):
                 raise RecordError(f"{path} does not give back the rows of {name}; its own file stays")
     for name in content:
+        if claims[name].lost():
+            continue
         link = runs / name / f"{table}.parquet"
-        draft = link.with_name(f".{link.name}.{os.getpid()}.partial")
-        draft.unlink(missing_ok=True)
+        draft = name_partial(link)
         draft.symlink_to(Path("..") / path.relative_to(runs))
         draft.replace(link)
 

@@ -29,7 +29,10 @@ PACKAGES = (
     "statsmodels",
     "spandrel",
 )
-TRAINED_BY = ("data", "models", "objectives", "training/trainer.py")
+TRAINED_BY = (
+    *("grid", "data", "models", "objectives"),
+    *("evaluation/metrics.py", "training/schedule.py", "training/trainer.py"),
+)
 DIFF_LIMIT_BYTES = 256 * 1024
 DIGESTS = "digests.json"
 _PLAIN = ("--no-ext-diff", "--no-color")  # whatever the user's settings

@@ -4,9 +4,11 @@ A folder `results/runs/<id>/` holds `run.json`, `provenance.json`, `status.json`
 `weights.safetensors`, `state/`, `samples/`, and `DONE`, written last.
 """
 
+import errno
 import itertools
 import json
 import os
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ class RecordError(StudyError):
 def replace(path: Path, content: bytes) -> None:
     """Writes a file so that a reader, or a crash at any time, sees the old content or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = name_partial(path)
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -44,6 +46,11 @@ def replace(path: Path, content: bytes) -> None:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def name_partial(path: Path) -> Path:
+    """Where a file is written before it is put in its place: a name that no process of any machine uses too."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:16]}.partial")
 
 
 def remove_partials(folder: Path) -> None:
@@ -60,11 +67,20 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object; raises `RecordError` naming the file when it is absent or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(_read_text(path))
     except FileNotFoundError:
         raise RecordError(f"{path} is missing") from None
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is not valid JSON: {error}") from None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:  # over NFS a file that is replaced meanwhile is stale: the new one is there
+        if error.errno != errno.ESTALE:
+            raise
+        return path.read_text(encoding="utf-8")
 
 
 def write_table(folder: Path, name: str, rows: Iterable[Mapping[str, Any]]) -> None:

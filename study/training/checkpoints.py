@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from study.records.store import RecordError, replace
+from study.records.store import RecordError, name_partial, replace
 
 STATE = Path("state") / "latest.pt"
 PREVIOUS = Path("state") / "previous.pt"
@@ -67,7 +67,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
 
 def _keep(latest: Path, previous: Path) -> None:
     """Gives a file a second name, or a copy where the file system has no links, so that both names are always whole."""
-    partial = previous.with_name(f".{previous.name}.{os.getpid()}.partial")
+    partial = name_partial(previous)
     try:
         try:
             os.link(latest, partial)

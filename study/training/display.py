@@ -1,5 +1,6 @@
 """What a launch shows: a live table on a terminal, a plain line now and then elsewhere."""
 
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -74,7 +75,12 @@ def table(
 
 def _states(names: Mapping[str, str], runs: Path, done: dict[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """The runs' states, in order; those already `done` are not read, and the newly done are added there."""
-    states = {run_id: done.get(run_id) or _status(runs, run_id) for run_id in names}
+    try:
+        begun = {entry.name for entry in os.scandir(runs)}
+    except OSError:
+        begun = set()
+    pending: Mapping[str, Any] = {"state": "pending"}
+    states = {run_id: done.get(run_id) or (_status(runs, run_id) if run_id in begun else pending) for run_id in names}
     done |= {run_id: body for run_id, body in states.items() if body["state"] == "done"}
     return states
 
@@ -84,6 +90,8 @@ def _status(runs: Path, run_id: str) -> dict[str, Any]:
         return status(runs, run_id)
     except RecordError as error:
         return {"state": "failed", "reason": str(error)}
+    except OSError as error:  # a server that is away for a while must not end the display
+        return {"state": "pending", "reason": str(error)}
 
 
 def _left(body: Mapping[str, Any]) -> str:

@@ -93,7 +93,7 @@ def _size(run: Run, root: Path) -> tuple[int, int] | tuple[None, None]:
 def _sample_seconds(run: Run, batch: int, device: torch.device) -> float | None:
     """Seconds of an optimiser step of `batch` samples, for each of them; the second of two steps.
 
-    None where the objective lacks pretrained weights.
+    None where the objective lacks pretrained weights, or the batch does not fit into the device.
     """
     network = build(run).to(device).train()
     objective = OBJECTIVES[run.objective.kind](run.objective)
@@ -108,11 +108,14 @@ def _sample_seconds(run: Run, batch: int, device: torch.device) -> float | None:
     hr = torch.rand(batch, 3, side * run.scale, side * run.scale, generator=generator).to(device)
     samples = Batch(lr, hr, torch.arange(batch, device=device), step=0, steps=run.optimisation.steps)
     begun = 0.0
-    for _ in range(2):
-        begun = time.perf_counter()
-        objective(network, samples).backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+    try:
+        for _ in range(2):
+            begun = time.perf_counter()
+            objective(network, samples).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+    except torch.OutOfMemoryError:  # whoever runs it is told
+        return None
     return (time.perf_counter() - begun) / batch

@@ -1,7 +1,6 @@
 """One run from its declaration to its finished folder: train, evaluate, record."""
 
 import functools
-import hashlib
 import os
 import platform
 import shutil
@@ -21,98 +20,27 @@ from pydantic import ValidationError
 from torch import nn
 
 from study import StudyError
-from study.data.crops import Patches
-from study.data.images import ImageSet, open_images
 from study.evaluation.complexity import measure_costs
 from study.evaluation.rows import evaluate, not_computed
 from study.evaluation.samples import save_crops
 from study.evaluation.thumbnails import save_thumbnails
-from study.grid.identity import inputs, run_id, specification
+from study.grid.identity import specification
 from study.grid.models import External
 from study.grid.schema import SCHEMA_VERSION, Run, Source
 from study.models import build
-from study.models.external import find_weights, placed
+from study.models.external import placed
 from study.models.weights import load_weights
-from study.objectives import require
 from study.records.provenance import describe, keep, write_digests
 from study.records.store import RecordError, read_json, read_table, replace, write_json, write_table
 from study.training.checkpoints import STATE, WEIGHTS
 from study.training.determinism import describe_machine, heed_request
-from study.training.schedule import sample_numbers
+from study.training.image_sets import ImageSets
 from study.training.trackers import tracked, tracking
 from study.training.trainer import Interrupted, Trainer
 
 MIXED = {"fp32": "no", "fp64": "no", "bf16": "bf16", "fp16": "fp16"}
 WRITE_STATUS_EVERY_S = 0.5
 NOT_COMPUTED = "not_computed.json"
-
-
-class ImageSets:
-    """What the runs of a launch read, each opened once: image sets, and the contents of external weights.
-
-    Args:
-        root: folder that relative paths start from.
-        cache: folder for decoded images.
-    """
-
-    def __init__(self, root: Path, cache: Path) -> None:
-        self.root, self.cache = root, cache
-        self._open: dict[Source, ImageSet] = {}
-        self._digests: dict[External, str] = {}
-
-    def __getitem__(self, source: Source) -> ImageSet:
-        if source not in self._open:
-            self._open[source] = open_images(source, root=self.root, cache=self.cache)
-        return self._open[source]
-
-    def identify(self, run: Run) -> str:
-        """The run's id; raises `DataError` where an image set or a weights file cannot be read."""
-        return run_id(run, {item: self.fingerprint(item) for item in inputs(run)})
-
-    def fingerprint(self, item: Source | External) -> str:
-        """Hash of the content of an image set, or of an external network's weights file."""
-        if not isinstance(item, External):
-            return self[item].fingerprint
-        if item not in self._digests:
-            with find_weights(item, self.root).open("rb") as file:
-                self._digests[item] = hashlib.file_digest(file, "sha256").hexdigest()
-        return self._digests[item]
-
-    def check(self, run: Run, processes: int) -> None:
-        """Refuses what would fail once it runs.
-
-        Args:
-            run: a resolved run.
-            processes: how many will share it.
-
-        Raises:
-            DataError: a training image is smaller than the crop, or external weights are missing.
-            WeightsError: external weights are not what the run needs.
-            MetricUnavailable: a distance or a reward of the objective needs weights that cannot be had.
-            StudyError: the batch does not divide, or the run trains on a set that it is evaluated on.
-        """
-        if not run.trains:
-            build(placed(run, self.root))
-            return
-        try:
-            next(sample_numbers(run.optimisation, 0, 0, processes))
-        except ValueError as error:
-            raise StudyError(str(error)) from None
-        require(run.objective)
-        train = self[run.data.train]
-        for name, source in run.evaluation.datasets.items():
-            if self[source].content == train.content:
-                raise StudyError(f"data.train ({train.name}) holds the very images of evaluation.datasets.{name}")
-        Patches(train, run.scale, run.data.lr_patch_px, run.data.augment, run.seed)
-
-    def fingerprints(self, run: Run) -> dict[str, str]:
-        """Name of all that the run reads -> hash of its content."""
-        named: dict[str, Source | External] = {f"evaluation.{n}": s for n, s in run.evaluation.datasets.items()}
-        if "data" not in run.ineffective():
-            named["data.train"] = run.data.train
-        if isinstance(run.model, External):
-            named["model.weights"] = run.model
-        return {name: self.fingerprint(item) for name, item in named.items()}
 
 
 class Status:
@@ -130,6 +58,14 @@ class Status:
         for stale in ("reason", "traceback"):
             self.body.pop(stale, None)
         self._written = 0.0
+
+    def failed(self) -> bool:
+        """Whether another process has written that this very attempt failed."""
+        try:
+            there = read_json(self.path)
+        except (RecordError, TypeError):
+            return False
+        return there.get("state") == "failed" and there.get("attempt") == self.body["attempt"]
 
     def update(self, **values: Any) -> None:
         """Notes progress; writes it when the last writing is some time ago."""
@@ -154,6 +90,7 @@ class Machine:
         workers: processes that prepare samples.
         stop: asked whether to save and stop.
         trackers: names of Accelerate's trackers that are told of the curves too.
+        lost: asked before results are written whether another process has taken the run over meanwhile.
     """
 
     images: ImageSets
@@ -161,14 +98,22 @@ class Machine:
     workers: int
     stop: Callable[[], bool]
     trackers: tuple[str, ...] = ()
+    lost: Callable[[], bool] = lambda: False
+
+    def keep_out(self) -> None:
+        """Raises `Interrupted` where the run is another process's by now, whose files must stay as they are."""
+        if self.lost():
+            raise Interrupted("taken over by another process")
 
     def accelerate(self, run: Run, folder: Path) -> Accelerator:
         """A fresh accelerator at the run's precision; the process group, where there is one, stays.
 
         Raises:
-            StudyError: the device does not have that precision (Accelerate would use another without a word).
+            StudyError: the device does not have that precision (Accelerate would use another without a word), or the
+                launcher asks for what would change the training.
         """
         heed_request()
+        _refuse_launcher_settings()
         AcceleratorState._reset_state()
         os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)  # the run alone says how it accumulates
         accelerator = Accelerator(
@@ -177,6 +122,15 @@ class Machine:
         if run.optimisation.precision == "fp16" and accelerator.device.type == "cpu":
             raise StudyError("optimisation.precision: fp16 needs a GPU; a CPU has fp32, bf16 and fp64")
         return accelerator
+
+
+def _refuse_launcher_settings() -> None:
+    """Keeps out what `accelerate launch` or a user's default_config.yaml sets and a run's id does not know."""
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_DYNAMO_")]:
+        del os.environ[name]  # `optimisation.compile` says whether
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("1", "true", "yes"):
+            raise StudyError(f"the launcher asks for {name}, which runs here do not have: leave it out of its settings")
 
 
 def execute(run: Run, folder: Path, machine: Machine, status: Status) -> None:
@@ -196,8 +150,12 @@ def execute(run: Run, folder: Path, machine: Machine, status: Status) -> None:
     for reason in missing.values() if first else ():
         _say_once(reason)
     costs: list[tuple[str, float, str]] = []
-    recorded = all((folder / name).exists() for name in (WEIGHTS, "scalars.parquet", "costs.parquet"))
-    if run.trains and recorded and not (folder / STATE).exists():
+    trained = [
+        all((folder / name).exists() for name in (WEIGHTS, "scalars.parquet", "costs.parquet"))
+        and not (folder / STATE).exists()
+    ]
+    broadcast_object_list(trained)  # over NFS another machine may see the folder as it was
+    if run.trains and trained[0]:
         costs += _training_costs(folder)  # finished before, and evaluated anew
     elif run.trains:
         costs += _train(run, folder, machine, accelerator, status if first else None)
@@ -239,7 +197,7 @@ def _declare(run: Run, folder: Path, fingerprints: Mapping[str, str], accelerato
 
 def _refuse_other_code(folder: Path, record: Mapping[str, Any]) -> None:
     """Raises `RecordError` where another version of the code has trained what this one would go on with."""
-    if not (folder / STATE).exists():
+    if not (folder / STATE).exists() or (folder / WEIGHTS).exists():  # with the weights its training has ended
         return
     try:
         before = read_json(folder / "provenance.json")
@@ -257,6 +215,8 @@ def _refuse_other_code(folder: Path, record: Mapping[str, Any]) -> None:
 def _train(
     run: Run, folder: Path, machine: Machine, accelerator: Accelerator, status: Status | None
 ) -> list[tuple[str, float, str]]:
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(accelerator.device)
     trainer = Trainer(
         run,
         machine.images[run.data.train],
@@ -266,6 +226,7 @@ def _train(
         workers=machine.workers,
         on_progress=status.update if status else lambda **_: None,
         stop=machine.stop,
+        keep_out=machine.keep_out,
         start=_start(run, folder, machine),
     )
     if status:
@@ -367,6 +328,8 @@ def _evaluate(
             network, images[source], name, run.scale, run.evaluation, accelerator.device, on_image=on_image
         )
         save_crops(network, images[source], name, run.scale, run.evaluation, accelerator.device, folder / "samples")
+    machine.keep_out()
+    (folder / "DONE").unlink(missing_ok=True)  # of an evaluation before, whose rows counted until now
     write_table(folder, "images", rows)
     missing, path = not_computed(run.evaluation, accelerator.device), folder / NOT_COMPUTED
     if missing:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import torch
@@ -19,7 +19,7 @@ from study import StudyError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from malloc.h
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # schedulers warn with the last two
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,11 @@ def separate(processes: Processes) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible != "":  # empty hides them all
             devices = visible.split(",") if visible else None
-            mine = devices[processes.local_rank % len(devices)] if devices else str(processes.local_rank)
+            mine = (
+                devices[processes.local_rank % len(devices)]
+                if devices
+                else str(processes.local_rank % max(1, torch.cuda.device_count()))
+            )
             os.environ["CUDA_VISIBLE_DEVICES"] = mine
 
 
@@ -125,16 +129,24 @@ def separate(processes: Processes) -> None:
 class Signals:
     """Whether this process was asked to stop: the first request saves and stops, the second stops at once.
 
+    Slurm says it more than once, to the process and through `srun`, and with several signals: inside a job only a
+    keyboard's second request is another one.
+
     Attributes:
         requested: it was.
         children: processes that stop with this one; to them any number of requests is one.
+        received: every signal that any launch of this process has noted.
     """
 
+    received: ClassVar[list[int]] = []
     requested: bool = False
     children: list[BaseProcess] = field(default_factory=list)
     previous: dict[int, Any] = field(default_factory=dict)
 
     def note(self, number: int, _: object) -> None:
+        self.received.append(number)
+        if self.requested and number != signal.SIGINT and "SLURM_JOB_ID" in os.environ:
+            return
         if self.requested:
             self.kill_children()
             signal.signal(number, self.previous[number])

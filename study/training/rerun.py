@@ -1,6 +1,5 @@
 """A finished run trained again from its record alone, and how far the second training came from the first."""
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,9 +16,9 @@ from study.grid.plan import Cell, Plan
 from study.grid.schema import Analysis, Grid, Run
 from study.records.index import finished
 from study.records.provenance import changed_files
-from study.records.store import RecordError, read_json, read_table
+from study.records.store import RecordError, name_partial, read_json, read_table
 from study.training.checkpoints import WEIGHTS
-from study.training.execution import ImageSets
+from study.training.image_sets import ImageSets
 from study.training.networks import choose_device
 from study.training.runner import Options, run_grid
 from study.training.verification import (
@@ -119,7 +118,7 @@ def _bring_start(folder: Path, start: Run, runs: Path, images: ImageSets) -> Non
         )
     if changed := changed_files(beside):
         raise RecordError(f"{folder.name} starts from {name}, of which {', '.join(changed)} was changed since it ended")
-    partial = runs / f".{name}.{os.getpid()}.partial"
+    partial = name_partial(runs / name)
     try:
         shutil.copytree(beside, partial, ignore=shutil.ignore_patterns(".lock", "claims", "samples"))
         shutil.rmtree(runs / name, ignore_errors=True)

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import sys
 import time
 import traceback
 import warnings
@@ -28,7 +29,8 @@ from study.records.store import RecordError, remove_partials
 from study.records.survey import survey
 from study.training.checkpoints import STATE
 from study.training.display import display
-from study.training.execution import ImageSets, Machine, Status, execute, lacks_no_longer
+from study.training.execution import Machine, Status, execute, lacks_no_longer
+from study.training.image_sets import ImageSets
 from study.training.placement import (
     Placement,
     Processes,
@@ -96,21 +98,23 @@ def run_grid(plan: Plan, options: Options) -> dict[str, str]:
     done = {run_id: state for run_id, state in done.items() if state["state"] == "done"}
     if processes.first:
         declare(options.results, plan)
-        for run_id in _clean(done, grid, folder, torch.device("cuda" if _on_gpu(options) else "cpu")):
-            del done[run_id]
+    anew = _clean(done, grid, folder, torch.device("cuda" if _on_gpu(options) else "cpu"), processes.first)
+    for run_id in anew:
+        del done[run_id]
     signals = Signals()
     machine = Machine(images, options.cpu, _workers(options), lambda: signals.requested, options.trackers)
     with signals.caught(), display(plan.name, names, folder, processes.first, done):
         if ddp:
-            return _together(grid, starts, folder, machine, processes)
+            return _together(grid, starts, folder, machine, processes, anew)
         left = {run_id: run for run_id, run in grid.items() if run_id not in done}
         ended = dict.fromkeys(done, "done")
         attempts = {run_id: status(folder, run_id).get("attempt", 0) for run_id in left}
         count = _at_once(options, processes, len(left))
         if count == 1:
-            return ended | _alone(left, starts, folder, machine, attempts)
-        codes = pack(partial(_take, left, starts, folder, options, images, attempts), count, signals)
-        ended |= {run_id: _ended(folder, run_id, attempts[run_id]) or "interrupted" for run_id in left}
+            return ended | _alone(left, starts, folder, machine, attempts, anew)
+        codes = pack(partial(_take, left, starts, folder, options, images, attempts, anew), count, signals)
+        for run_id in left:
+            ended[run_id] = _ended(folder, run_id, attempts[run_id], run_id in anew) or "interrupted"
         if not signals.requested:
             _warn_of_losses(codes, ended)
         return ended
@@ -147,19 +151,21 @@ def _on_gpu(options: Options) -> bool:
     return torch.cuda.is_available() and not options.cpu
 
 
-def _clean(done: Iterable[str], grid: Mapping[str, Run], folder: Path, device: torch.device) -> list[str]:
-    """Removes states that a kill left in finished runs, and `DONE` of those that can now have a metric they lack.
+def _clean(
+    done: Iterable[str], grid: Mapping[str, Run], folder: Path, device: torch.device, first: bool
+) -> frozenset[str]:
+    """Removes states that a kill left in finished runs.
 
     Returns:
-        Ids of the latter; their networks stay, and they are only evaluated anew.
+        Ids of those that can now have a metric they lack: their networks stay, they are only evaluated anew, and count
+        as they are until that has succeeded. None but for the first process.
     """
-    anew = []
-    for run_id in done:
+    anew = set()
+    for run_id in done if first else ():
         shutil.rmtree(folder / run_id / STATE.parent, ignore_errors=True)
         if lacks_no_longer(grid[run_id], folder / run_id, device):
-            (folder / run_id / "DONE").unlink()
-            anew.append(run_id)
-    return anew
+            anew.add(run_id)
+    return frozenset(anew)
 
 
 def _at_once(options: Options, processes: Processes, left: int) -> int:
@@ -178,11 +184,15 @@ def _take(
     options: Options,
     images: ImageSets,
     attempts: dict[str, int],
+    anew: frozenset[str],
     stop: Callable[[], bool],
 ) -> None:
-    """What one of several processes on a device does."""
+    """What one of several processes on a device does; what its user can put right is one message, as in the launch."""
     machine = Machine(images, options.cpu, _workers(options), stop, options.trackers)
-    _alone(grid, starts, folder, machine, attempts)
+    try:
+        _alone(grid, starts, folder, machine, attempts, anew)
+    except StudyError as error:
+        sys.exit(str(error))
 
 
 def _warn_of_losses(codes: list[int], ended: Mapping[str, str]) -> None:
@@ -198,7 +208,12 @@ def _warn_of_losses(codes: list[int], ended: Mapping[str, str]) -> None:
 
 
 def _alone(
-    grid: dict[str, Run], starts: Mapping[str, str], folder: Path, machine: Machine, attempts: Mapping[str, int]
+    grid: dict[str, Run],
+    starts: Mapping[str, str],
+    folder: Path,
+    machine: Machine,
+    attempts: Mapping[str, int],
+    anew: frozenset[str],
 ) -> dict[str, str]:
     """Takes whole runs that nobody else holds, each after its start, until all have ended.
 
@@ -208,6 +223,7 @@ def _alone(
         folder: of the run folders.
         machine: what each run is given.
         attempts: how often each run was tried before this launch.
+        anew: finished runs that are to be evaluated again.
     """
     ended: dict[str, str] = {}
     while len(ended) < len(grid):
@@ -215,14 +231,14 @@ def _alone(
         for run_id, run in grid.items():
             if run_id in ended:
                 continue
-            state = _ended(folder, run_id, attempts[run_id])
+            state = _ended(folder, run_id, attempts[run_id], run_id in anew)
             if state is None and machine.stop():
                 state = "interrupted"
             if state is None:
                 before = _begun(run_id, starts, folder, ended)
                 if before == "running":
                     continue
-                state = _try(run_id, run, folder, machine, attempts[run_id], before)
+                state = _try(run_id, run, folder, machine, (attempts[run_id], run_id in anew), before)
             if state is not None:
                 ended[run_id], progressed = state, True
         if not progressed:
@@ -238,54 +254,63 @@ def _begun(run_id: str, starts: Mapping[str, str], folder: Path, ended: Mapping[
     return ended.get(start, "running")
 
 
-def _ended(folder: Path, run_id: str, attempts_before: int) -> str | None:
-    """How a run ended, in this launch or before; None while it has not."""
+def _ended(folder: Path, run_id: str, attempts_before: int, anew: bool) -> str | None:
+    """How a run ended, in this launch or, unless it is to be evaluated anew, before; None while it has not."""
     if finished(folder / run_id):
-        return "done"
+        return "done" if not anew or status(folder, run_id).get("attempt", 0) > attempts_before else None
     current = status(folder, run_id)
     if current["state"] == "failed" and current["attempt"] > attempts_before:
         return "failed"
     return None
 
 
-def _try(run_id: str, run: Run, folder: Path, machine: Machine, attempts_before: int, start: str) -> str | None:
-    """Runs it; None where another process holds it, or has taken it over meanwhile."""
+def _try(run_id: str, run: Run, folder: Path, machine: Machine, before: tuple[int, bool], start: str) -> str | None:
+    """Runs it; None where another process holds it, or has taken it over meanwhile. `before`: as `_ended` takes it."""
     path = folder / run_id
     path.mkdir(parents=True, exist_ok=True)
     claim = take(path)
     if claim is None:
         return None
     with claim:
-        state = _ended(folder, run_id, attempts_before)
+        state = _ended(folder, run_id, *before)
         if state is None and start != "done":
             return _pass_over(run, path, start, first=True)
         return state or _attempt(run, path, machine, claim)
 
 
 def _together(
-    grid: dict[str, Run], starts: Mapping[str, str], folder: Path, machine: Machine, processes: Processes
+    grid: dict[str, Run],
+    starts: Mapping[str, str],
+    folder: Path,
+    machine: Machine,
+    processes: Processes,
+    anew: frozenset[str],
 ) -> dict[str, str]:
-    """All processes train one run after the other; the first claims it."""
+    """All processes train one run after the other; the first claims it, and alone looks at the disk to decide."""
     ended: dict[str, str] = {}
     # what failed before comes last: in shared runs an error may end the launch, and must not keep others from training
-    failed = {run_id for run_id in grid if status(folder, run_id)["state"] == "failed"}
+    failed = {run_id for run_id in grid if processes.first and status(folder, run_id)["state"] == "failed"}
     for run_id in grid:  # starts come first
         failed |= {run_id} if starts.get(run_id) in failed else set()
-    for run_id, run in sorted(grid.items(), key=lambda item: item[0] in failed):
-        path = folder / run_id
+    order = sorted(grid, key=lambda run_id: run_id in failed)
+    broadcast_object_list(order)
+    for run_id in order:
+        run, path = grid[run_id], folder / run_id
         path.mkdir(parents=True, exist_ok=True)
         claim = take(path) if processes.first else None
-        decision: list[Any] = ["held"]
+        decision: list[Any] = ["held", ""]
         if claim is not None:
-            decision = ["done" if finished(path) else "interrupted" if machine.stop() else "run"]
+            over = finished(path) and run_id not in anew
+            decision = ["done" if over else "interrupted" if machine.stop() else "run"]
+            decision.append(_begun(run_id, starts, folder, ended))
         broadcast_object_list(decision)
-        if decision[0] == "held":
+        what, before = decision
+        if what == "held":
             raise RecordError(f"{run_id} is being trained by another launch on {folder}")
         with claim or nullcontext():
-            before = _begun(run_id, starts, folder, ended)
-            if decision[0] == "run" and before != "done":
-                decision = [_pass_over(run, path, before, processes.first)]
-            state = _attempt(run, path, machine, claim, processes) if decision[0] == "run" else decision[0]
+            if what == "run" and before != "done":
+                what = _pass_over(run, path, before, processes.first)
+            state = _attempt(run, path, machine, claim, processes) if what == "run" else what
         if state is None:
             raise RecordError(
                 f"{run_id} was taken over by another launch on {folder}: this one had stopped for too long"
@@ -311,7 +336,7 @@ def _attempt(
         remove_partials(path)
     status_file = Status(path, run)
     if claim is not None:
-        machine = replace(machine, stop=lambda stop=machine.stop: stop() or claim.passed_over.is_set())
+        machine = replace(machine, stop=lambda stop=machine.stop: stop() or claim.passed_over.is_set(), lost=claim.lost)
     try:
         execute(run, path, machine, status_file)
         return "done"
@@ -321,7 +346,8 @@ def _attempt(
         _end_where_no_space_is_left(error, path)
         state, details = "failed", {"reason": _reason(error, run), "traceback": traceback.format_exc()}
         if processes is not None and processes.world > 1 and not isinstance(error, Diverged):
-            status_file.write(state=state, **details)
+            if not status_file.failed():  # the first to fail knows why, the others that it has gone
+                status_file.write(state=state, **details)
             raise  # the other processes wait for this one: only the launcher can end them
     if claim is not None and claim.lost():
         return None

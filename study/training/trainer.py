@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -68,10 +69,11 @@ class Trainer:
         workers: int,
         on_progress: Callable[..., None],
         stop: Callable[[], bool],
+        keep_out: Callable[[], None] = lambda: None,
         start: Path | None = None,
     ) -> None:
         self.run, self.folder, self.accelerator = run, folder, accelerator
-        self.workers, self.on_progress, self.stop = workers, on_progress, stop
+        self.workers, self.on_progress, self.stop, self.keep_out = workers, on_progress, stop, keep_out
         data = run.data
         self.patches = Patches(train, run.scale, data.lr_patch_px, data.augment, run.seed, degradation=data.degradation)
         self.dtype = torch.float64 if run.optimisation.precision == "fp64" else torch.float32
@@ -180,6 +182,7 @@ class Trainer:
         if optimisation.clip_norm is not None:
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), optimisation.clip_norm)
         elif measure:
+            self.accelerator.unscale_gradients(self.optimiser)  # as clipping does; of fp16 they are scaled
             gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
         self.optimiser.step()
@@ -254,6 +257,7 @@ class Trainer:
     def _save(self) -> None:
         if not self.accelerator.is_main_process:
             return
+        self.keep_out()
         write_table(self.folder, "scalars", self.rows)  # before the state: rows past the state's step are dropped
         scaler = self.accelerator.scaler
         state = {
@@ -269,7 +273,10 @@ class Trainer:
         save_state(self.folder, state)
 
     def _resume(self) -> None:
-        state = load_state(self.folder)
+        first = self.accelerator.is_main_process
+        read = [load_state(self.folder) if first else None]
+        broadcast_object_list(read)  # over NFS another machine may still see the state before: all take the same
+        state = read[0]
         if state is None:
             return
         self.network.load_state_dict(state["network"])
@@ -281,6 +288,8 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.window = [torch.tensor(loss, device=self.accelerator.device, dtype=self.dtype) for loss in state["window"]]
+        if not first:
+            return
         try:
             rows = read_table(self.folder, "scalars")
         except RecordError as error:  # the state is whole, and a curve is not worth its training

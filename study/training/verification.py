@@ -20,7 +20,8 @@ from study.records.provenance import changed_files, describe, differences
 from study.records.schemas import METRIC_UNITS
 from study.records.store import RecordError, read_json, read_table
 from study.training.determinism import describe_machine, heed_request, request_determinism
-from study.training.execution import NOT_COMPUTED, ImageSets, finished_network
+from study.training.execution import NOT_COMPUTED, finished_network
+from study.training.image_sets import ImageSets
 from study.training.networks import choose_device
 from study.training.placement import keep_freed_memory
 

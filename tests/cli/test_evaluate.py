@@ -97,3 +97,10 @@ def test_published_weights_on_a_part_of_a_set_are_not_comparable(tmp_path: Path)
     assert "32.21 not comparable (another image set: 1 images, Set5 has 5)" in said
     assert said.count("not comparable") == 1  # under the protocol that is printed, and no other
     assert "published: CATANet, Table 2 (transcribed)" in said
+
+
+def test_an_image_that_is_too_small_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "few").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "few" / "tiny.png")
+    with pytest.raises(StudyError, match=r"few, image tiny: an LR image of 4 x 4 px is too small"):
+        invoke("evaluate", "--model", "bicubic", "--data", "few", "--data-root", str(tmp_path), "--cpu", "--scale", "4")

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from study import StudyError
+from study.cli import grids
 from study.grid.expand import load_plan
-from study.records.store import read_table, write_table
+from study.records.store import read_table, write_json, write_table
 from study.training import determinism, execution
 from study.training.runner import Options, run_grid
 from tests.test_cli import invoke
@@ -110,3 +111,14 @@ def test_run_takes_deterministic_and_records_it(tmp_path: Path, monkeypatch: pyt
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = flags
     (folder,) = folders(grid, "results").values()
     assert json.loads((folder / "provenance.json").read_text())["settings"]["deterministic"]
+
+
+def test_reasons_that_look_like_markup_are_printed_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reason = "[/pytorch/third_party/gloo/pair.cc:525] Connection closed by peer :dog:"
+    write_json(tmp_path / "runs" / "a-1" / "status.json", {"state": "failed", "reason": reason})
+    grids._print_end({"a-1": "failed"}, tmp_path, Path("g[/x].yaml"), None)
+    said = capsys.readouterr().out
+    assert f"failed: a-1: {reason}" in said
+    assert "next: study run g[/x].yaml" in said

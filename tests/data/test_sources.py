@@ -1,5 +1,6 @@
 """Files are found, matched and refused by name; the bundled photographs are there and disjoint."""
 
+import os
 import re
 from pathlib import Path
 
@@ -223,3 +224,36 @@ def test_a_hub_id_is_loaded_by_the_library(tmp_path: Path, monkeypatch: pytest.M
     found = list(list_hub(Hub(name="someone/div2k", split="train"), tmp_path).read())
     assert asked == [("someone/div2k", "train")]
     assert [name for name, _ in found] == ["a", "b"]
+
+
+def test_images_that_a_dataset_only_names_are_part_of_its_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "outside.png"
+    named = datasets.Dataset.from_dict({"image": [str(path)]}).cast_column("image", datasets.Image())
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: named)
+    entries = set()
+    for shade in (10, 20):
+        Image.new("RGB", (8, 8), (shade,) * 3).save(path)
+        os.utime(path, (shade, shade))
+        listing = list_hub(Hub(name="someone/set"), tmp_path)
+        ((_, pixels),) = listing.read()
+        assert (pixels == shade).all()
+        entries.add(listing.entry)
+    assert len(entries) == 2
+
+
+def test_datasets_held_in_memory_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.IN_MEMORY_MAX_SIZE", 10**9)
+    entries = set()
+    for shade in (10, 20):
+        image = Image.new("RGB", (8, 8), (shade,) * 3)
+        made = datasets.Dataset.from_dict({"image": [image]}, features=datasets.Features({"image": datasets.Image()}))
+        monkeypatch.setattr(datasets, "load_dataset", lambda name, split, made=made: made)
+        entries.add(list_hub(Hub(name="someone/set"), tmp_path).entry)
+    assert len(entries) == 2
+
+
+def test_a_home_of_nobody_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'~nosuchuser/set': "):
+        find_images("~nosuchuser/set", tmp_path)

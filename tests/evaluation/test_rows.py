@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from study import StudyError
 from study.data.draws import normal
 from study.data.images import ImageSet, open_images
 from study.evaluation import metrics
@@ -128,13 +129,13 @@ def test_no_inference_mode_leaks_to_the_caller(images):
 
 def test_a_non_finite_output_names_the_image(images):
     name = images.names[0]
-    with pytest.raises(ValueError, match=f"noise, image {name}: the network's output is not finite"):
+    with pytest.raises(StudyError, match=f"noise, image {name}: the network's output is not finite"):
         list(evaluate(Nearest(2, float("nan")), images, "noise", 2, Evaluation(), CPU))
 
 
 def test_a_small_image_is_named(tmp_path):
     images = photographs(tmp_path, {"fine": (40, 40, 3), "tiny": (15, 40, 3)})
-    with pytest.raises(ValueError, match="noise, image tiny: an LR image of 7 x 20 px is too small"):
+    with pytest.raises(StudyError, match="noise, image tiny: an LR image of 7 x 20 px is too small"):
         list(evaluate(Nearest(2), images, "noise", 2, Evaluation(), CPU))
 
 

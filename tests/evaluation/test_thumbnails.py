@@ -9,7 +9,8 @@ from study.evaluation.thumbnails import LONGEST_NAME_BYTES, save_thumbnails
 from study.grid.models import Bicubic
 from study.grid.schema import Evaluation, Folder, Run
 from study.records.store import read_json
-from study.training.execution import ImageSets, Machine, Status, execute
+from study.training.execution import Machine, Status, execute
+from study.training.image_sets import ImageSets
 
 
 def opened(folder: Path, *names: str, side: tuple[int, int] = (240, 120)) -> ImageSet:

@@ -217,3 +217,14 @@ def test_workers_that_are_killed_lose_nothing_and_do_nothing_twice(tmp_path: Pat
         process.stderr.close()
     assert len(ended) >= 3
     assert not list(tmp_path.glob("*/two owners"))
+
+
+def test_who_may_only_read_can_tell_who_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    leave(tmp_path, ELSEWHERE)
+    monkeypatch.setattr(Path, "touch", refuse)
+    assert held(tmp_path)
+    leave(tmp_path, ELSEWHERE, age_s=claims.STALE_S + 5)
+    assert not held(tmp_path)

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from study.records import compaction
+from study.records import claims, compaction
 from study.records.claims import release, take
 from study.records.compaction import FOLDER, compact, separate
 from study.records.index import finished
@@ -90,7 +90,7 @@ def test_a_kill_at_any_step_loses_nothing(runs: Path, monkeypatch: pytest.Monkey
         patched.setattr(compaction, "replace", counted(compaction.replace))
         patched.setattr(compaction, "_to_disk", counted(compaction._to_disk))
         patched.setattr(Path, "symlink_to", counted(Path.symlink_to))
-        patched.setattr(compaction, "release", lambda claim: None)
+        patched.setattr(claims, "release", lambda claim: None)
         died = False
         try:
             compact(runs)
@@ -145,3 +145,24 @@ def test_what_was_merged_and_is_gone_or_broken_is_told(runs: Path) -> None:
     assert survey(runs)[NAMES[0]].state["state"] == "pending"
     with pytest.raises(RecordError, match=r"run-0/costs\.parquet is missing"):
         read_table(runs / NAMES[0], "costs")
+
+
+def test_a_run_that_was_taken_over_meanwhile_keeps_its_own_tables(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = read(runs, NAMES)
+    monkeypatch.setattr(claims.Claim, "lost", lambda self: self.path.parents[1].name == NAMES[2])
+    ended = compact(runs)
+    assert ended.left[NAMES[2]] == "taken over by another process"
+    assert NAMES[2] not in ended.merged
+    assert len(ended.merged) == len(NAMES) - 1
+    assert not any(path.is_symlink() for path in (runs / NAMES[2]).glob("*.parquet"))
+    same(read(runs, NAMES), before)
+
+
+def test_undo_leaves_a_run_that_somebody_writes(runs: Path) -> None:
+    compact(runs)
+    claim = take(runs / NAMES[0])
+    assert claim is not None
+    with pytest.raises(RecordError, match=f"{NAMES[0]} is being written by another process"):
+        separate(runs)
+    release(claim)
+    assert separate(runs) == NAMES

@@ -1,8 +1,9 @@
 import errno
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -70,7 +71,7 @@ def test_a_long_curve_is_averaged_in_bins(tmp_path: Path) -> None:
     assert curve["step"].tolist() == edges[1:]
     values = [step % 7 for step in range(1, 951)]
     assert curve["value"].tolist() == pytest.approx([sum(values[i:j]) / (j - i) for i, j in pairwise(edges)])
-    assert np.isnan(read_back[read_back["name"] == "a"]["value"].to_numpy()).sum() == 1
+    assert read_back.query("name == 'a'")["value"].isna().sum() == 1
 
 
 def test_a_changed_bit_is_told_and_never_read_as_another_value(tmp_path: Path) -> None:
@@ -121,3 +122,26 @@ def test_what_is_broken_or_absent_is_named(tmp_path: Path) -> None:
         read_json(tmp_path / "status.json")
     write_json(tmp_path / "run.json", {"ü": 1})
     assert read_json(tmp_path / "run.json") == {"ü": 1}
+
+
+def test_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    contents = [bytes([65 + n]) * 20_000 for n in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for part in [pool.submit(lambda c=c: [replace(tmp_path / "one", c) for _ in range(40)]) for c in contents]:
+            part.result()
+    assert (tmp_path / "one").read_bytes() in contents
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_a_stale_handle_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_json(tmp_path / "a.json", {"x": 1})
+    read_text, calls = Path.read_text, []
+
+    def once(self: Path, *given: Any, **named: Any) -> str:
+        calls.append(self)
+        if len(calls) == 1:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read_text(self, *given, **named)
+
+    monkeypatch.setattr(Path, "read_text", once)
+    assert read_json(tmp_path / "a.json") == {"x": 1}

@@ -14,7 +14,7 @@ from study.models.weights import WeightsError
 from study.records.index import locate
 from study.records.store import read_table
 from study.training.estimate import estimate
-from study.training.execution import ImageSets
+from study.training.image_sets import ImageSets
 from tests.models.test_external import save, seeded, span, swinir
 from tests.test_cli import invoke
 

@@ -9,6 +9,7 @@ import pytest
 from study.evaluation import metrics
 from study.evaluation.metrics import MetricUnavailable
 from study.grid.expand import load_plan
+from study.records.index import finished
 from study.records.store import read_json, read_table
 from study.training import execution
 from study.training.runner import Options, run_grid
@@ -117,3 +118,26 @@ def test_evaluate_gives_null_and_a_reason_as_json(write_grid: Write) -> None:
 def test_evaluate_refuses_where_nothing_can_be_computed(write_grid: Write) -> None:
     with pytest.raises(MetricUnavailable, match=r"weights of vif missing, put them at \[here\]"):
         evaluated(write_grid().parent, "--metric", "vif")
+
+
+def test_until_it_is_evaluated_anew_a_run_counts_as_it_is(
+    write_grid: Write, missing: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, runs = launch(write_grid, "psnr, gmsd")
+    before = {run_id: (runs / run_id / "images.parquet").read_bytes() for run_id in ended}
+    missing.clear()
+    forget()
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("the lights went out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execution, "evaluate", fail)
+        ended, _ = launch(write_grid, "psnr, gmsd")
+    for run_id, content in before.items():
+        assert finished(runs / run_id)
+        assert (runs / run_id / "images.parquet").read_bytes() == content
+    forget()
+    ended, _ = launch(write_grid, "psnr, gmsd")
+    assert set(ended.values()) == {"done"}
+    assert {"gmsd"} < set(read_table(runs / next(iter(ended)), "images").metric)

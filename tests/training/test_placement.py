@@ -14,7 +14,7 @@ import torch
 
 from study import StudyError
 from study.training import placement as placing
-from study.training.placement import STOPPING, Placement, Signals, pack, read_placement
+from study.training.placement import STOPPING, Placement, Processes, Signals, pack, read_placement, separate
 
 
 @pytest.mark.parametrize(
@@ -109,3 +109,11 @@ def test_a_process_whose_launch_was_killed_stops(monkeypatch: pytest.MonkeyPatch
     with Signals().caught():  # puts the handlers back
         placing._packed(lambda stop: said.extend([stop(), stop()]), torch.get_num_threads())
     assert said == [False, True]
+
+
+def test_more_processes_than_devices_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(os, "environ", {**os.environ})
+    separate(Processes(rank=5, world=8, local_rank=5))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"

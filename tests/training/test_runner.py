@@ -29,11 +29,15 @@ DONE_FILES = ("images.parquet", "scalars.parquet", "weights.safetensors")
 
 
 def study(
-    *words: str, launcher: tuple[str, ...] = (), wait: bool = True, warnings: str = "ignore"
+    *words: str,
+    launcher: tuple[str, ...] = (),
+    wait: bool = True,
+    warnings: str = "ignore",
+    program: str = "tests.training.quick",
 ) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     environment |= {"OMP_NUM_THREADS": "1", "COLUMNS": "160"}
-    command = [sys.executable, "-W", warnings, *launcher, "-m", "study", *words]
+    command = [sys.executable, "-W", warnings, *launcher, "-m", program, *words]
     process = subprocess.Popen(
         command,
         env=environment,
@@ -76,9 +80,15 @@ def wait_for(happened: Callable[[], Any], seconds: float = 120) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[str, int], Path]]:
     grid = grid_writer(tmp_path_factory.mktemp("finished"))()
-    process = run(grid, "results")
+    process = run(grid, "results", program="study")
     assert process.returncode == 0, output(process)
     return grid, folders(grid, "results")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `tests.training.quick` does, in this process."""
+    monkeypatch.setattr(execution, "measure_costs", lambda *_: [])
 
 
 @pytest.mark.slow

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from study import StudyError
 from study.grid.expand import load_plan
 from study.grid.schema import Run
 from study.records.store import read_table
-from study.training.execution import ImageSets, Machine
+from study.training.checkpoints import load_state
+from study.training.execution import Machine
+from study.training.image_sets import ImageSets
 from study.training.trainer import Diverged, Interrupted, Trainer
 
 IMDN = "variants:\n  hard: {model: {kind: imdn, width: 8, blocks: 1}}"
@@ -21,7 +24,12 @@ def train(write_grid: Callable[..., Path], tmp_path: Path) -> Callable[..., Any]
     """Trains the grid's first run with some optimisation settings changed; returns weights and scalars."""
     run = load_plan(write_grid(IMDN)).cells[0].runs[0]
 
-    def fit(name: str, stop: Callable[[], bool] = lambda: False, **settings: Any) -> tuple[dict[str, Any], Any]:
+    def fit(
+        name: str,
+        stop: Callable[[], bool] = lambda: False,
+        keep_out: Callable[[], None] = lambda: None,
+        **settings: Any,
+    ) -> tuple[dict[str, Any], Any]:
         changed = Run.model_validate(
             {**run.model_dump(), "optimisation": {**run.optimisation.model_dump(), "precision": "fp64", **settings}}
         )
@@ -38,6 +46,7 @@ def train(write_grid: Callable[..., Path], tmp_path: Path) -> Callable[..., Any]
             workers=0,
             on_progress=lambda **_: None,
             stop=stop,
+            keep_out=keep_out,
         ).fit()
         return safetensors.torch.load_file(folder / "weights.safetensors"), read_table(folder, "scalars")
 
@@ -105,3 +114,53 @@ def test_bf16_autocast_trains(train: Callable[..., Any]) -> None:
     rough, scalars = train("rough", precision="bf16")
     assert scalars[scalars.name == "loss"].value.notna().all()
     assert 0 < largest_difference(exact, rough) < 0.1
+
+
+def test_a_process_that_was_passed_over_writes_nothing(train: Callable[..., Any], tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise Interrupted("taken over by another process")
+
+    with pytest.raises(Interrupted):
+        train("late", keep_out=refuse, checkpoint_every_s=0)
+    assert not [path for path in (tmp_path / "late").rglob("*") if path.is_file()]
+
+
+def test_all_processes_go_on_from_the_state_that_the_first_one_read(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = iter([False] * 7 + [True] * 3)
+    with pytest.raises(Interrupted):
+        train("whole", stop=lambda: next(asked), checkpoint_every_s=0)
+    state = load_state(tmp_path / "whole")
+    assert state is not None
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(tmp_path / "whole" / "scalars.parquet", tmp_path / "elsewhere")
+
+    def send(read: list[Any]) -> None:
+        if read == [None]:  # of a process that finds no state where it looks
+            read[0] = state
+
+    monkeypatch.setattr("study.training.trainer.broadcast_object_list", send)
+    steps = []
+    monkeypatch.setattr(Trainer, "fit", lambda self: steps.append(self.step))
+    with pytest.raises(FileNotFoundError):  # nothing was trained
+        train("elsewhere")
+    assert steps == [state["step"]] == [8]
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_a_launcher_that_would_change_the_training_is_refused(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(StudyError, match=f"the launcher asks for {name}"):
+        train("other")
+
+
+def test_a_launcher_s_compiler_is_left_away(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "eager")
+    kinds = []
+    monkeypatch.setattr(Trainer, "fit", lambda self: kinds.append(type(self.model).__name__))
+    with pytest.raises(FileNotFoundError):
+        train("plain")
+    assert kinds == ["IMDN"]

@@ -17,7 +17,7 @@ from study import StudyError
 from study.grid.expand import load_plan
 from study.records.store import RecordError, read_table, write_table
 from study.training import determinism, execution, rerun, verification
-from study.training.execution import ImageSets
+from study.training.image_sets import ImageSets
 from study.training.runner import Options, run_grid
 from study.training.verification import KEY, Change, compare_rows, summarise, tolerances, verify
 from tests.training.conftest import grid_writer
