@@ -85,7 +85,7 @@ def stored(
                     with closing(_watched(images(), count, task)) as progress:
                         _build(folder, progress)
         except OSError as error:
-            raise DataError(f"the image cache {cache} cannot be written: {error}") from None
+            raise DataError(f"the image cache {cache} cannot be written: {error}") from error
     return _open(folder)
 
 

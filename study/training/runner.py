@@ -364,9 +364,10 @@ def _end_where_no_space_is_left(error: Exception, path: Path) -> None:
     Raises:
         StudyError: it is.
     """
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    cause = error.__cause__ if isinstance(error, StudyError) else error
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
         raise StudyError(
-            f"{error.filename or path}: {error.strerror}. What is done is kept; once there is space the same command "
+            f"{cause.filename or path}: {cause.strerror}. What is done is kept; once there is space the same command "
             "goes on from the last state"
         ) from None
 
