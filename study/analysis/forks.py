@@ -1,9 +1,13 @@
 """Work that forked processes do beside this one."""
 
+import gc
 import os
+import time
 import warnings
 from collections.abc import Callable
 from typing import Self
+
+POLL_S = 0.003
 
 
 class Forks:
@@ -25,6 +29,7 @@ class Forks:
         if child:
             self._running[child] = work
             return
+        gc.disable()  # it ends soon, and looking for garbage would copy every page of its parent's
         code = 1
         try:
             work()
@@ -41,7 +46,13 @@ class Forks:
             self._wait(again=failed is None)
 
     def _wait(self, again: bool = True) -> None:
-        child = next(iter(self._running))
-        work = self._running.pop(child)
-        if os.waitpid(child, 0)[1] and again:
-            work()
+        """Until any of them has ended: the oldest may be the slowest."""
+        while True:
+            for child in list(self._running):
+                ended, status = os.waitpid(child, os.WNOHANG)
+                if ended:
+                    work = self._running.pop(child)
+                    if status and again:
+                        work()
+                    return
+            time.sleep(POLL_S)

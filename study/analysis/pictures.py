@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -61,18 +61,21 @@ def save_figure(figure: Figure, folder: Path, name: str, caption: str) -> Pictur
 
 
 @contextmanager
-def writing_beside() -> Iterator[None]:
+def writing_beside() -> Iterator[Callable[[Callable[[], None]], None]]:
     """Figures that are saved inside are written by forked processes, one for each core; all are there at its end.
 
     Writing takes most of a large report's time. Where processes cannot be forked safely they are written at once.
+
+    Yields:
+        What does other work in the same way.
     """
     global _beside
     if sys.platform != "linux":
-        yield
+        yield lambda work: work()
         return
     with Forks(len(os.sched_getaffinity(0))) as _beside:
         try:
-            yield
+            yield _beside.start
         finally:
             _beside = None
 
