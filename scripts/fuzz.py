@@ -5,18 +5,19 @@
 Every input must end in a result or in the one error that names the file. What does not is kept as `crash-…`.
 """
 
+import importlib
 import io
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import atheris  # pyright: ignore[reportMissingImports]
 import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
 
+atheris = importlib.import_module("atheris")  # no dependency of the project
 with atheris.instrument_imports(include=["study", "yaml", "PIL", "safetensors"]):
     from study.data.decoding import DataError, decode
     from study.grid.expand import load_plan

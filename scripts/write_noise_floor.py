@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from study.grid.expand import load_plan
-from study.records.index import finished, locate
+from study.records.index import finished
+from study.records.location import locate
 from study.records.store import read_table, write_table
 
 FOLDER = Path(__file__).resolve().parents[1] / "results" / "reference" / "noise_floor"

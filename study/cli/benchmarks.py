@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from study import StudyError
-from study.cli.evidence import show
-from study.cli.options import CpuOnly, app, out
+from study.cli.options import CpuOnly, app, out, show
 
 
 @app.command()

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from pydantic import ValidationError
-from rich.table import Table as View
-from rich.text import Text
 
 from study import StudyError
 from study.analysis.tables import Table
-from study.cli.options import BudgetName, CpuOnly, DataRoot, GridFile, ResultsFolder, app, named, out, stored_grid
+from study.cli.options import BudgetName, CpuOnly, DataRoot, GridFile, ResultsFolder, app, named, out, show, stored_grid
 from study.grid.messages import nearest
 from study.grid.schema import SCHEMA_VERSION, Analysis, Protocol, Run
 
@@ -196,18 +194,3 @@ def export(
     except OSError as error:
         raise StudyError(f"--to {to}: {error.strerror or error}") from None
     out.print(str(to), highlight=False, soft_wrap=True)
-
-
-def show(table: Table) -> None:
-    """Prints a table with its notes; nothing in them is read as markup or emoji."""
-    view = View(title=Text(table.caption), title_justify="left", pad_edge=False, collapse_padding=True)
-    lines = table.to_text()
-    for j, column in enumerate(table.columns):
-        number = any(isinstance(row[j].value, int | float) for row in table.entries())
-        name = Text(f"{column.group} {column.heading}".strip())
-        view.add_column(name, justify="right" if number else "left", overflow="fold")
-    for line in lines:
-        view.add_row(*map(Text, line))
-    out.print(view)
-    for note in table.notes:
-        out.print(note, highlight=False, markup=False, emoji=False, soft_wrap=True)

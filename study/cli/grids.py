@@ -203,7 +203,7 @@ def status(
 ) -> None:
     """Show the state of every run of a grid, from the results folder alone."""
     from study.cli.slurm import print_queued
-    from study.records.index import locate
+    from study.records.location import locate
     from study.records.survey import survey
     from study.training.display import table
 

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table as View
 
 from study import StudyError
-from study.cli.options import CpuOnly, DataRoot, ResultsFolder, app, named, out
+from study.cli.options import CpuOnly, DataRoot, ResultsFolder, app, named, out, show
 from study.grid.messages import nearest
 from study.grid.models import Model
 from study.grid.schema import Metric, Protocol, Run
@@ -215,7 +215,6 @@ def _audit(
     from study.analysis.audit_citations import cite_audit, tell_apart
     from study.analysis.published import load_published
     from study.analysis.seal import check_figure
-    from study.cli.evidence import show
     from study.training.protocol_audit import METRICS, audit_networks
 
     if self_ensemble:

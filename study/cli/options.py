@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from rich.table import Table as View
+from rich.text import Text
 from typer.core import TyperGroup
 
 from study import StudyError
@@ -14,6 +16,7 @@ from study.grid.expand import load_plan
 from study.grid.plan import Plan
 
 if TYPE_CHECKING:
+    from study.analysis.tables import Table
     from study.records.store import Records
 
 VERBS = (
@@ -87,7 +90,7 @@ def named(text: str) -> str | dict[str, Any]:
 
 def load_grid(grid: Path, budget: str | None, results: Path) -> Plan:
     """The grid's runs; those that start from a run in the results folder have found it."""
-    from study.records.index import settle
+    from study.records.location import settle
 
     return settle(load_plan(grid, budget), results / "runs")
 
@@ -101,7 +104,8 @@ def stored_grid(grid: Path, budget: str | None, results: Path) -> Stored:
     Raises:
         StudyError: the folder holds none of them.
     """
-    from study.records.index import locate, status
+    from study.records.index import status
+    from study.records.location import locate
     from study.records.store import read
 
     declared = load_grid(grid, budget, results)
@@ -112,3 +116,18 @@ def stored_grid(grid: Path, budget: str | None, results: Path) -> Stored:
     statuses = {run_id: status(runs, run_id) for run_id in ids.values()}
     done = [run_id for run_id in ids.values() if statuses[run_id]["state"] == "done"]
     return declared, ids, read(runs, done), statuses
+
+
+def show(table: "Table") -> None:
+    """Prints a table with its notes; nothing in them is read as markup or emoji."""
+    view = View(title=Text(table.caption), title_justify="left", pad_edge=False, collapse_padding=True)
+    lines = table.to_text()
+    for j, column in enumerate(table.columns):
+        number = any(isinstance(row[j].value, int | float) for row in table.entries())
+        name = Text(f"{column.group} {column.heading}".strip())
+        view.add_column(name, justify="right" if number else "left", overflow="fold")
+    for line in lines:
+        view.add_row(*map(Text, line))
+    out.print(view)
+    for note in table.notes:
+        out.print(note, highlight=False, markup=False, emoji=False, soft_wrap=True)

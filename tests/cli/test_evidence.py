@@ -15,8 +15,7 @@ from study.analysis import report
 from study.analysis.published import load_published
 from study.analysis.report import report_tables
 from study.analysis.tables import Column, Entry, Table
-from study.cli import evidence
-from study.cli.options import out
+from study.cli.options import out, show
 from study.grid.expand import load_plan
 from study.grid.schema import SCHEMA_VERSION, Run
 from study.records.store import write_json, write_table
@@ -277,7 +276,7 @@ def test_hostile_names_are_printed_as_they_are() -> None:
     with out.capture() as capture:
         out.width, before = 200, out.width
         try:
-            evidence.show(table)
+            show(table)
         finally:
             out.width = before
     assert Text.from_ansi(capture.get()).plain.count(hostile) == 6

@@ -18,7 +18,8 @@ import torch
 from study.cli import main
 from study.grid.expand import load_plan
 from study.records import provenance
-from study.records.index import finished, locate, status
+from study.records.index import finished, status
+from study.records.location import locate
 from study.records.store import read_table
 from study.training import execution
 from study.training.runner import Options, run_grid
@@ -193,20 +194,25 @@ def test_a_device_out_of_memory_fails_one_run_with_what_to_lower(
     assert command(path, monkeypatch) == 0
 
 
+def cough(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Ends training with an error of the disk after so many steps."""
+    optimise = Trainer._optimise
+
+    def stop(self: Trainer, *given: object) -> object:
+        if self.step == step:
+            raise OSError(errno.EIO, "the disk coughs")
+        return optimise(self, *given)  # pyright: ignore[reportArgumentType]
+
+    patch.setattr(Trainer, "_optimise", stop)
+
+
 def test_another_version_of_the_code_does_not_go_on_with_a_half_trained_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(execution, "measure_costs", lambda *_: [])
     path = grid_writer(tmp_path)(IMDN, ("seeds: 2", "seeds: 1"))
-    optimise = Trainer._optimise
-
-    def stop(self: Trainer, *given: object) -> object:
-        if self.step == 5:
-            raise OSError(errno.EIO, "the disk coughs")
-        return optimise(self, *given)  # pyright: ignore[reportArgumentType]
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_optimise", stop)
+        cough(patch, step=5)
         patch.setattr(provenance, "training_code", lambda: "a" * 64)
         assert command(path, patch) == 1
     capsys.readouterr()
@@ -223,15 +229,8 @@ def test_a_broken_curve_does_not_keep_a_training_from_going_on(
 ) -> None:
     monkeypatch.setattr(execution, "measure_costs", lambda *_: [])
     path = grid_writer(tmp_path)(IMDN, ("seeds: 2", "seeds: 1"))
-    optimise = Trainer._optimise
-
-    def stop(self: Trainer, *given: object) -> object:
-        if self.step == 7:
-            raise OSError(errno.EIO, "the disk coughs")
-        return optimise(self, *given)  # pyright: ignore[reportArgumentType]
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_optimise", stop)
+        cough(patch, step=7)
         assert command(path, patch) == 1
     (curve,) = (tmp_path / "results" / "runs").glob("*/scalars.parquet")
     curve.write_bytes(curve.read_bytes()[:-9])

@@ -6,7 +6,8 @@ from study.grid.expand import load_plan
 from study.grid.plan import Plan
 from study.grid.schema import Data, Folder, Run
 from study.records.claims import take
-from study.records.index import finished, locate, status
+from study.records.index import finished, status
+from study.records.location import locate
 from study.records.store import RecordError, write_json
 
 GRID = """\

@@ -23,7 +23,7 @@ from study.grid.identity import inputs, run_id
 from study.grid.models import External
 from study.grid.plan import Plan
 from study.grid.schema import SCHEMA_VERSION
-from study.records.index import locate
+from study.records.location import locate
 from study.records.provenance import describe
 from study.records.schemas import RUN_TABLES
 from study.records.store import write_json

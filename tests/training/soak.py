@@ -25,7 +25,8 @@ import torch
 
 from study.grid.expand import load_plan
 from study.grid.plan import Plan
-from study.records.index import finished, locate
+from study.records.index import finished
+from study.records.location import locate
 from study.records.schemas import RUN_TABLES
 from study.records.store import read_json, read_table
 from study.training import execution

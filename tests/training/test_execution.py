@@ -11,7 +11,7 @@ from study.grid.expand import load_plan
 from study.grid.models import External
 from study.grid.schema import Bundled, Evaluation, Run
 from study.models.weights import WeightsError
-from study.records.index import locate
+from study.records.location import locate
 from study.records.store import read_table
 from study.training.estimate import estimate
 from study.training.image_sets import ImageSets

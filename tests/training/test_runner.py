@@ -16,7 +16,8 @@ import torch
 
 from study import StudyError
 from study.grid.expand import load_plan
-from study.records.index import locate, status
+from study.records.index import status
+from study.records.location import locate
 from study.records.store import read_json, read_table
 from study.training import execution, runner
 from study.training.placement import Placement, Processes

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from study.grid.expand import load_plan
-from study.records.index import locate
+from study.records.location import locate
 from study.records.store import read_table
 from tests.training import slurm_cluster
 from tests.training.conftest import grid_writer

@@ -11,7 +11,8 @@ from study import StudyError
 from study.evaluation import metrics
 from study.evaluation.metrics import MetricUnavailable
 from study.grid.expand import load_plan
-from study.records.index import settle, status
+from study.records.index import status
+from study.records.location import settle
 from study.records.store import RecordError, read_table
 from study.training import execution, runner
 from study.training.runner import run_grid

@@ -5,7 +5,7 @@ import pytest
 
 from study import StudyError
 from study.grid.expand import load_plan
-from study.records.index import locate
+from study.records.location import locate
 from study.records.store import read_table
 from study.training import execution
 from study.training.runner import Options, run_grid
