@@ -93,7 +93,7 @@ def test_an_array_with_a_cancelled_and_a_warned_task_ends_as_a_local_run_does(
     steps = {kind: desk.status(kind)["step"] for kind in ("hard", "soft")}
     assert all(20 <= step < 240 for step in steps.values())
     desk.wait(lambda: f"{job}_0" not in desk.queue())
-    assert desk.queue()[f"{job}_1"] != "RUNNING"  # it put itself back
+    desk.wait(lambda: desk.queue()[f"{job}_1"] == "PENDING")  # it put itself back
     desk.call("scontrol", "requeue", f"{job}_0")
     assert f"soft, seed 0: pending as {job}_1" in desk.study("status")
     said = desk.submit()  # follows
