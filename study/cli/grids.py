@@ -26,6 +26,7 @@ from study.cli.options import (
     app,
     load_grid,
     out,
+    say,
     stored_grid,
 )
 from study.grid.plan import Plan, title
@@ -79,9 +80,9 @@ def plan(
     out.print("multiply-adds: convolutions and linear layers for a 1280 x 720 output, attention products left out")
     _print_analysis(declared)
     if missing:
-        _say(f"ids are not known yet: {missing}", style="yellow")
+        say(f"ids are not known yet: {missing}", style="yellow")
     if obstacle:
-        _say(f"cannot be trained here: {obstacle}", style="yellow")
+        say(f"cannot be trained here: {obstacle}", style="yellow")
 
 
 def _what_lacks(declared: Plan, images: "ImageSets") -> tuple[str | None, str | None]:
@@ -110,7 +111,7 @@ def _print_analysis(declared: Plan) -> None:
         "new_images": "retraining, and new images",
         "these_weights": "these trained weights, on new images",
     }
-    _say(
+    say(
         f"declared: {analysis.metric} ({analysis.protocol}) against {analysis.baseline!r}; claim: "
         f"{claims[analysis.claim]}; alpha {analysis.alpha}, {analysis.correction}"
         + (f", margin {analysis.margin_db} dB" if analysis.metric == "psnr" else "")
@@ -178,18 +179,13 @@ def _print_end(ended: dict[str, str], results: Path, grid: Path, budget: str | N
     for run_id, state in ended.items():
         if state == "failed":
             reason = status(results / "runs", run_id).get("reason", "")
-            _say(f"failed: {run_id}: {reason}", style="red")
+            say(f"failed: {run_id}: {reason}", style="red")
     counts = ", ".join(f"{list(ended.values()).count(state)} {state}" for state in sorted(set(ended.values())))
     again = "" if budget is None else f" --budget {budget}"
     again += "" if results == Path("results") else f" --results {results}"
     verb = "report" if set(ended.values()) == {"done"} else "run"
-    _say(f"{counts}; runs lie in {results / 'runs'}")
-    _say(f"next: study {verb} {grid}{again}")
-
-
-def _say(text: str, style: str | None = None) -> None:
-    """Prints a line as it is: names, paths and reasons may hold what rich takes for markup."""
-    out.print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    say(f"{counts}; runs lie in {results / 'runs'}")
+    say(f"next: study {verb} {grid}{again}")
 
 
 @app.command()
@@ -248,14 +244,14 @@ def compact(
     if not runs.is_dir():
         raise StudyError(f"{runs}: no such folder")
     if undo:
-        _say(f"{len(separate(runs))} runs have files of their own again in {runs}")
+        say(f"{len(separate(runs))} runs have files of their own again in {runs}")
         return
     with Progress(console=Console(stderr=True), transient=True) as bar:
         row = bar.add_task("merging tables")
         ended = compact(runs, lambda done, total: bar.update(row, completed=done, total=total))
     for run_id, reason in ended.left.items():
         if reason != "not finished":
-            _say(f"left as it is: {run_id}: {reason}", style="yellow")
+            say(f"left as it is: {run_id}: {reason}", style="yellow")
     out.print(
         f"{len(ended.merged)} runs merged, {len(ended.before)} had been before, {len(ended.left)} left as they are",
         highlight=False,
@@ -289,7 +285,7 @@ def report(
     command += "" if results == Path("results") else f" --results {results}"
     written = build_report(*stored, results / "runs", to or results / "reports" / stored[0].name, command)
     for name in ("report.html", "report.md", "report.tex"):
-        _say(str(written[name]))
+        say(str(written[name]))
 
 
 def _write_tables(name: str, results: Path, to: Path | None) -> None:
@@ -299,7 +295,7 @@ def _write_tables(name: str, results: Path, to: Path | None) -> None:
     command = f"study report --tables {name}" + ("" if results == Path("results") else f" --results {results}")
     folder = to or results / "tables" / name
     for path in build_tables(REPORTS / "tables", name, results / "runs", folder, command).values():
-        _say(str(path))
+        say(str(path))
 
 
 @app.command()
@@ -347,4 +343,4 @@ def _draw_samples(declared: Plan, images: "ImageSets", path: Path) -> None:
         lr, hr = ((sample[name] * 255).round().byte().permute(1, 2, 0).numpy() for name in ("lr", "hr"))
         drawn.append(Sample(hr, lr, patches.describe(n)))
     save_samples(drawn, path)
-    _say(str(path))
+    say(str(path))

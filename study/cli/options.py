@@ -131,3 +131,8 @@ def show(table: "Table") -> None:
     out.print(view)
     for note in table.notes:
         out.print(note, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Prints a line as it is: names, paths, reasons and logs may hold what rich takes for markup."""
+    out.print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from study import StudyError
-from study.cli.options import CpuOnly, DataRoot, ResultsFolder, app, out
+from study.cli.options import CpuOnly, DataRoot, ResultsFolder, app, out, say
 
 if TYPE_CHECKING:
     from study.training.verification import Verification
@@ -102,9 +102,9 @@ def show_verification(found: "Verification") -> None:
     from study.training.verification import KEY, TOLERANCE_DB, TOLERANCE_RELATIVE, summarise
 
     for change in found.changes:
-        _say(f"changed since the run ended: {change.what}: {change.recorded}, now {change.found}", style="red")
+        say(f"changed since the run ended: {change.what}: {change.recorded}, now {change.found}", style="red")
     if found.changes:
-        _say(f"{found.name}: nothing was computed")
+        say(f"{found.name}: nothing was computed")
         return
     view = Table(title=found.name, title_justify="left")
     names = ("protocol", "metric", "rows", "equal", "within", "largest difference", "missing")
@@ -116,26 +116,22 @@ def show_verification(found: "Verification") -> None:
         view.add_row(row["protocol"], row["metric"], *counts)
     out.print(view)
     if found.inexact:
-        _say(f"tolerance: {TOLERANCE_DB} dB, or {TOLERANCE_RELATIVE:.1%} of a metric that is not in dB, since")
+        say(f"tolerance: {TOLERANCE_DB} dB, or {TOLERANCE_RELATIVE:.1%} of a metric that is not in dB, since")
         for reason in found.inexact:
-            _say(f"  {reason}")
+            say(f"  {reason}")
     else:
-        _say("tolerance: none (same device, settings and packages)")
+        say("tolerance: none (same device, settings and packages)")
     for note in (*found.notes, *(f"{metric}: not computed here: {why}" for metric, why in found.missing.items())):
-        _say(note)
+        say(note)
     wrong = found.disagreeing
     for row in wrong.head(SHOWN).to_dict("records"):
         then, now = ("absent" if _absent(row, name) else f"{row[name]:.17g}" for name in ("recorded", "found"))
-        _say(f"differs: {', '.join(row[key] for key in KEY)}: recorded {then}, found {now}", style="red")
+        say(f"differs: {', '.join(row[key] for key in KEY)}: recorded {then}, found {now}", style="red")
     if len(wrong) > SHOWN:
-        _say(f"… and {len(wrong) - SHOWN} more", style="red")
-    _say(f"{len(found.rows) - len(wrong)} of {len(found.rows)} rows agree", style="red" if len(wrong) else "green")
+        say(f"… and {len(wrong) - SHOWN} more", style="red")
+    say(f"{len(found.rows) - len(wrong)} of {len(found.rows)} rows agree", style="red" if len(wrong) else "green")
 
 
 def _absent(row: dict, name: str) -> bool:
     """Whether that side of a comparison has no such row."""
     return row["difference"] != row["difference"] and row[name] != row[name]
-
-
-def _say(text: str, style: str | None = None) -> None:
-    out.print(text, style=style, highlight=False, markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from study import StudyError
-from study.cli.options import out
+from study.cli.options import say
 from study.grid.plan import Cell, Plan, title
 from study.grid.schema import Run
 from study.training.slurm_queue import (
@@ -83,13 +83,13 @@ def run_on_slurm(plan: Plan, path: Path, launch: Launch, detach: bool) -> dict[s
     except Timeout:
         raise SlurmError(f"{folder}: another command has been submitting there for {LOCK_S:g} s") from None
     if waiting:
-        _say(f"in the queue before: {spell(waiting)}")
+        say(f"in the queue before: {spell(waiting)}")
     if detach:
         return None
     try:
         follow(plan.name, names, runs, known, done)
     except KeyboardInterrupt:
-        _say("no longer followed; the jobs go on (study status, study cancel)")
+        say("no longer followed; the jobs go on (study status, study cancel)")
         return None
     return _ended(runs, names, known)
 
@@ -159,7 +159,7 @@ def _submit(
     ]
     titles = {run_id: title(*member) for run_id, member in members.items()}
     made = submit(tasks, titles, profile, home(launch.results, plan.name))
-    _say(f"submitted {len(left)} runs as job {made.job}, {len(tasks)} tasks; logs lie in {made.folder}")
+    say(f"submitted {len(left)} runs as job {made.job}, {len(tasks)} tasks; logs lie in {made.folder}")
     return [made]
 
 
@@ -172,7 +172,7 @@ def _ended(runs: Path, names: Mapping[str, str], known: list[Submission]) -> dic
     last = {run_id: (one, index) for one in known for index, task in enumerate(one.tasks) for run_id in task}
     logs = {run_id: one.log(index) for run_id, (one, index) in last.items() if ended.get(run_id) == "interrupted"}
     for log in list(dict.fromkeys(logs.values()))[:LISTED]:
-        _say(f"not finished: {log}: {last_words(log)}", style="yellow")
+        say(f"not finished: {log}: {last_words(log)}", style="yellow")
     return ended
 
 
@@ -188,16 +188,16 @@ def print_queued(plan: Plan, results: Path, states: Mapping[str, str]) -> None:
     try:
         waiting = queue(known)
     except SlurmError as error:
-        _say(f"what is on Slurm is not known: {error}", style="yellow")
+        say(f"what is on Slurm is not known: {error}", style="yellow")
         return
     if waiting:
-        _say(f"on Slurm: {spell(waiting)}")
+        say(f"on Slurm: {spell(waiting)}")
     for task in waiting[:LISTED]:
         left = [name for run_id, name in task.runs.items() if states.get(run_id) != "done"]
         if left:
-            _say(f"  {'; '.join(left)}: {task.describe()}")
+            say(f"  {'; '.join(left)}: {task.describe()}")
     if len(waiting) > LISTED:
-        _say(f"  and {len(waiting) - LISTED} tasks more")
+        say(f"  and {len(waiting) - LISTED} tasks more")
 
 
 def cancel_submitted(plan: Plan, results: Path) -> None:
@@ -206,16 +206,11 @@ def cancel_submitted(plan: Plan, results: Path) -> None:
     known = submissions(folder)
     waiting: list[Queued] = [task for task in queue(known) if not task.ending]
     if not waiting:
-        _say(f"nothing of {plan.name} is on Slurm")
+        say(f"nothing of {plan.name} is on Slurm")
         return
     left = cancel(waiting, known)
     for task in waiting:
         names = "; ".join(task.runs.values())
-        _say(f"cancelled: {task.describe()}: {names}")
+        say(f"cancelled: {task.describe()}: {names}")
     if left:
-        _say(f"not over yet: {spell(left)}; states may still be written", style="yellow")
-
-
-def _say(text: str, style: str | None = None) -> None:
-    """Prints a line as it is: names of cells and logs may hold what rich takes for markup."""
-    out.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+        say(f"not over yet: {spell(left)}; states may still be written", style="yellow")

@@ -7,7 +7,7 @@ claim every `HEARTBEAT_S`; the file system's own clock decides whether it is lat
 harm.
 
 A process that was suspended for longer than `STALE_S` may find itself passed over: it is told at its next heartbeat and
-stops. What it has written until then are the same bits that its successor writes.
+stops. Before it writes results it asks (`Claim.lost`), so that its successor's files stay as they are.
 """
 
 import contextlib

@@ -73,7 +73,7 @@ def rerun(folder: Path, to: Path, options: Options) -> Rerun:
         raise StudyError(f"--to {to}: the run itself lies there, and is not written over; name another folder")
     images = ImageSets(options.data_root, to / "cache")
     changes = changed_data(run, body, images, evaluation_only=False)
-    changes += [Change(name, *pair) for name, pair in (changed_files(folder) or {}).items() if name != "status.json"]
+    changes += [Change(name, *pair) for name, pair in (changed_files(folder) or {}).items()]
     target = to / "runs" / images.identify(run)
     if changes:
         return Rerun(target, "refused", Verification(folder.name, tuple(changes)))
