@@ -333,10 +333,7 @@ def _draw_samples(declared: Plan, images: "ImageSets", path: Path) -> None:
     run = next((run for _, run in declared.runs() if run.trains), None)
     if run is None:
         raise StudyError(f"--samples: no run of {declared.name} trains")
-    given = run.data
-    patches = Patches(
-        images[given.train], run.scale, given.lr_patch_px, given.augment, run.seed, degradation=given.degradation
-    )
+    patches = Patches.of(run, images[run.data.train])
     drawn = []
     for n in range(12):
         sample = patches[n]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from study.data.decoding import DataError
 from study.data.degradation import degrade, draw_degradation
 from study.data.images import ImageSet
 from study.data.philox import Purpose, words
-from study.grid.schema import BicubicReduction, Degradation, RealESRGAN
+from study.grid.schema import BicubicReduction, Degradation, RealESRGAN, Run
 
 _BICUBIC = BicubicReduction()
 
@@ -72,6 +72,7 @@ class Patches(Dataset[dict[str, Tensor]]):
         seed: int,
         *,
         degradation: Degradation = _BICUBIC,
+        smaller: Literal["refuse", "leave_out"] = "refuse",
     ) -> None:
         """Checks that every image holds a crop.
 
@@ -82,9 +83,10 @@ class Patches(Dataset[dict[str, Tensor]]):
             augment: random flips and quarter turns.
             seed: of the run.
             degradation: how LR crops are made; where they are degraded, the set's own LR images are not used.
+            smaller: what becomes of an image that holds no crop.
 
         Raises:
-            DataError: an image is smaller than the crop.
+            DataError: an image is smaller than the crop, and `smaller` is `refuse`; or every image is.
         """
         self.images = images
         self.scale = scale
@@ -92,13 +94,31 @@ class Patches(Dataset[dict[str, Tensor]]):
         self.augment = augment
         self.seed = seed
         self.degraded = isinstance(degradation, RealESRGAN)
-        self.lr_sizes = [self._lr_size(index) for index in range(len(images))]
-        for name, (height, width) in zip(images.names, self.lr_sizes, strict=True):
-            if min(height, width) < lr_patch_px:
-                raise DataError(
-                    f"image '{name}' of {images.name} has {height} × {width} LR px at x{scale}, "
-                    f"less than the crop's lr_patch_px {lr_patch_px}"
-                )
+        sizes = [self._lr_size(index) for index in range(len(images))]
+        self.kept = [index for index, size in enumerate(sizes) if min(size) >= lr_patch_px]
+        self.left_out = [images.names[index] for index, size in enumerate(sizes) if min(size) < lr_patch_px]
+        if self.left_out and (smaller == "refuse" or not self.kept):
+            height, width = sizes[images.names.index(self.left_out[0])]
+            hint = "; data.smaller: leave_out trains without such images" if self.kept else ", and so has every other"
+            raise DataError(
+                f"image '{self.left_out[0]}' of {images.name} has {height} × {width} LR px at x{scale}, "
+                f"less than the crop's lr_patch_px {lr_patch_px}{hint}"
+            )
+        self.lr_sizes = [sizes[index] for index in self.kept]
+
+    @classmethod
+    def of(cls, run: Run, images: ImageSet) -> Self:
+        """The samples that a declared run trains on, from the images of its `data.train`."""
+        data = run.data
+        return cls(
+            images,
+            run.scale,
+            data.lr_patch_px,
+            data.augment,
+            run.seed,
+            degradation=data.degradation,
+            smaller=data.smaller,
+        )
 
     def __getitem__(self, n: int) -> dict[str, Tensor]:
         """Sample n: `lr` (3, p, p) and `hr` (3, s p, s p) float32 in [0, 1], `key` int64 scalar."""
@@ -119,7 +139,8 @@ class Patches(Dataset[dict[str, Tensor]]):
     def _crop(self, n: int) -> Crop:
         if n < 0:
             raise IndexError(f"samples are numbered from 0, not {n}")
-        return draw(self.seed, n, self.lr_sizes, self.lr_patch_px, self.augment)
+        crop = draw(self.seed, n, self.lr_sizes, self.lr_patch_px, self.augment)
+        return crop._replace(image=self.kept[crop.image])
 
     def _lr_size(self, index: int) -> tuple[int, int]:
         if not self.degraded:

@@ -13,7 +13,7 @@ from study.data.cache import Stack, stored
 from study.data.decoding import DataError
 from study.data.degradation import VERSION, degrade, draw_degradation
 from study.data.resize import imresize
-from study.data.sources import Listing, find_bundled, find_images, list_files, list_hub, match_pairs
+from study.data.sources import Listing, find_all, find_bundled, find_images, list_files, list_hub, match_pairs
 from study.grid.schema import Bundled, Degraded, Folder, Hub, Source
 
 TESTED = 1 << 62  # number of the first image's draw in a degraded set: no training sample of the same seed has it
@@ -92,7 +92,8 @@ def open_images(source: Source, *, root: Path, cache: Path) -> ImageSet:
     if isinstance(source, Bundled):
         return _plain(f"bundled/{source.split}", list_files(find_bundled(source.split)), cache)
     if isinstance(source, Folder):
-        return _plain(source.path, list_files(find_images(source.path, root)), cache)
+        paths = [source.path] if isinstance(source.path, str) else source.path
+        return _plain(" + ".join(paths), list_files(find_all(paths, root)), cache)
     if isinstance(source, Hub):
         return _plain(f"{source.name}/{source.split}", list_hub(source, root), cache)
     if isinstance(source, Degraded):

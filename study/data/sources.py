@@ -5,7 +5,7 @@ import importlib.metadata
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,22 @@ def find_images(path: str, root: Path) -> dict[str, Path]:
         hint = f"; its subfolders are not searched: {inner}" if inner else ""
         raise DataError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))}){hint}")
     return dict(sorted(files.items()))
+
+
+def find_all(paths: Sequence[str], root: Path) -> dict[str, Path]:
+    """The images of several folders as one set, folder after folder; as `find_images` for one.
+
+    Raises:
+        DataError: as `find_images`, or two folders share a stem.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        more = find_images(path, root)
+        for stem in more:
+            if stem in found:
+                raise DataError(f"{found[stem]} and {more[stem]} would both be image '{stem}' of one set")
+        found |= more
+    return found
 
 
 def match_pairs(hr: dict[str, Path], lr: dict[str, Path]) -> dict[str, Path]:

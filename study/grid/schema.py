@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from study.grid.fields import Declared, Fraction, Neutral, NoEffect, Sequence
+from study.grid.fields import Declared, Fraction, Names, Neutral, NoEffect, Sequence
 from study.grid.models import Bicubic, CATANet, Global, Model, UNet
 from study.grid.objectives import L1, Adaptive, Consistency, Objective
 
@@ -43,10 +43,10 @@ class Bundled(Declared):
 
 
 class Folder(Declared):
-    """A folder of HR images; LR images are made by the MATLAB-compatible bicubic resize."""
+    """HR images of a folder, or of several as one set; LR images are made by the MATLAB-compatible bicubic resize."""
 
     kind: Literal["folder"] = "folder"
-    path: Annotated[str, NoEffect()]
+    path: Annotated[str | Names, NoEffect(), Field(description="a folder, or a list of folders that are read as one")]
 
 
 class Pairs(Declared):
@@ -102,6 +102,9 @@ class Data(Declared):
 
     train: Source = Folder(path="DIV2K/DIV2K_train_HR")
     lr_patch_px: Annotated[int, Field(ge=8)] = 64
+    smaller: Annotated[
+        Literal["refuse", "leave_out"], Neutral("refuse"), Field(description="images that hold no crop of that side")
+    ] = "refuse"
     augment: Annotated[bool, Field(description="random flips and quarter turns")] = True
     degradation: Annotated[Degradation, Neutral(BicubicReduction())] = BicubicReduction()
 

@@ -235,6 +235,7 @@ def _train(
         seconds = trainer.fit()
     overhead = 100 * (1 - seconds["core"] / max(seconds["training"] - seconds["validation"], 1e-9))
     costs = [
+        ("training_images", len(trainer.patches.kept), "images"),
         ("training", seconds["training"], "s"),
         ("training_validation", seconds["validation"], "s"),
         ("training_overhead", overhead if accelerator.device.type == "cpu" else float("nan"), "%"),

@@ -71,7 +71,7 @@ class ImageSets:
         for name, source in run.evaluation.datasets.items():
             if self[source].content == train.content:
                 raise StudyError(f"data.train ({train.name}) holds the very images of evaluation.datasets.{name}")
-        Patches(train, run.scale, run.data.lr_patch_px, run.data.augment, run.seed)
+        Patches.of(run, train)
 
     def fingerprints(self, run: Run) -> dict[str, str]:
         """Name of all that the run reads -> hash of its content."""

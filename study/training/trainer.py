@@ -74,8 +74,7 @@ class Trainer:
     ) -> None:
         self.run, self.folder, self.accelerator = run, folder, accelerator
         self.workers, self.on_progress, self.stop, self.keep_out = workers, on_progress, stop, keep_out
-        data = run.data
-        self.patches = Patches(train, run.scale, data.lr_patch_px, data.augment, run.seed, degradation=data.degradation)
+        self.patches = Patches.of(run, train)
         self.dtype = torch.float64 if run.optimisation.precision == "fp64" else torch.float32
         self.validation = _centres(validation, run.scale, self.dtype) if accelerator.is_main_process else []
         self.validate_at = validation_steps(run.optimisation, run.evaluation.validations)
