@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from study import StudyError
@@ -226,36 +224,6 @@ def cancel(grid: GridFile, budget: BudgetName = None, results: ResultsFolder = P
     from study.cli.slurm import cancel_submitted
 
     cancel_submitted(load_grid(grid, budget, results), results)
-
-
-@app.command()
-def compact(
-    results: ResultsFolder = Path("results"),
-    undo: Annotated[bool, typer.Option("--undo", help="give every run files of its own again")] = False,
-) -> None:
-    """Merge the tables of finished runs into few files; every verb reads them as before.
-
-    Worth its while from some hundred runs. What is running or not finished is left as it is, and an interruption loses
-    nothing. Before one run's folder is moved elsewhere, --undo.
-    """
-    from study.records.compaction import compact, separate
-
-    runs = results / "runs"
-    if not runs.is_dir():
-        raise StudyError(f"{runs}: no such folder")
-    if undo:
-        say(f"{len(separate(runs))} runs have files of their own again in {runs}")
-        return
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        row = bar.add_task("merging tables")
-        ended = compact(runs, lambda done, total: bar.update(row, completed=done, total=total))
-    for run_id, reason in ended.left.items():
-        if reason != "not finished":
-            say(f"left as it is: {run_id}: {reason}", style="yellow")
-    out.print(
-        f"{len(ended.merged)} runs merged, {len(ended.before)} had been before, {len(ended.left)} left as they are",
-        highlight=False,
-    )
 
 
 @app.command()

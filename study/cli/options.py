@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from study.records.store import Records
 
 VERBS = (
-    *("plan", "run", "status", "report", "export", "data", "cancel", "compact"),
+    *("plan", "run", "status", "report", "export", "data", "cancel", "compact", "pack", "unpack"),
     *("evaluate", "compare", "published", "verify", "rerun", "bench"),
 )
 

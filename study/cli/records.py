@@ -1,4 +1,4 @@
-"""Verbs of stored runs: verify, rerun."""
+"""Verbs of stored runs: verify, rerun, compact, pack, unpack."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +9,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from study import StudyError
-from study.cli.options import CpuOnly, DataRoot, ResultsFolder, app, out, say
+from study.cli.options import BudgetName, CpuOnly, DataRoot, GridFile, ResultsFolder, app, out, say, stored_grid
 
 if TYPE_CHECKING:
     from study.training.verification import Verification
@@ -95,6 +95,66 @@ def find_run(given: str, results: Path) -> Path:
         if (folder / "run.json").is_file():
             return folder
     raise StudyError(f"RUN {given}: neither the id of a run in {results / 'runs'} nor the folder of one")
+
+
+@app.command()
+def compact(
+    results: ResultsFolder = Path("results"),
+    undo: Annotated[bool, typer.Option("--undo", help="give every run files of its own again")] = False,
+) -> None:
+    """Merge the tables of finished runs into few files; every verb reads them as before.
+
+    Worth its while from some hundred runs. What is running or not finished is left as it is, and an interruption loses
+    nothing. Before one run's folder is moved elsewhere, --undo.
+    """
+    from study.records.compaction import compact, separate
+
+    runs = results / "runs"
+    if not runs.is_dir():
+        raise StudyError(f"{runs}: no such folder")
+    if undo:
+        say(f"{len(separate(runs))} runs have files of their own again in {runs}")
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        row = bar.add_task("merging tables")
+        ended = compact(runs, lambda done, total: bar.update(row, completed=done, total=total))
+    for run_id, reason in ended.left.items():
+        if reason != "not finished":
+            say(f"left as it is: {run_id}: {reason}", style="yellow")
+    out.print(
+        f"{len(ended.merged)} runs merged, {len(ended.before)} had been before, {len(ended.left)} left as they are",
+        highlight=False,
+    )
+
+
+@app.command()
+def pack(
+    grid: GridFile,
+    to: Annotated[Path, typer.Option("--to", help="folder of packed runs, such as results/reference/study")],
+    budget: BudgetName = None,
+    results: ResultsFolder = Path("results"),
+) -> None:
+    """Add a grid's finished runs to a few small parquet files, for a repository: without weights and images.
+
+    Runs that are in the folder already, of this grid or another, are not written again.
+    """
+    from study.records.packing import pack
+
+    declared, ids, _, statuses = stored_grid(grid, budget, results)
+    done = [run_id for run_id in ids.values() if statuses[run_id]["state"] == "done"]
+    new = pack(results, declared.name, done, to)
+    say(f"{len(new)} runs packed into {to}, {len(set(done)) - len(new)} were there")
+
+
+@app.command()
+def unpack(
+    packed: Annotated[Path, typer.Argument(metavar="FOLDER", help="as `study pack` wrote it")],
+    results: ResultsFolder = Path("results"),
+) -> None:
+    """Write packed runs into a results folder, where `study report` reads them and `study run` takes them as done."""
+    from study.records.packing import unpack
+
+    say(f"{len(unpack(packed, results))} runs unpacked into {results}")
 
 
 def show_verification(found: "Verification") -> None:

@@ -6,17 +6,19 @@ from typing import Any
 from study.grid.plan import Plan
 from study.records.store import read_json, write_json
 
+FOLDER = "declared"  # in the results folder
+
 
 def declare(results: Path, plan: Plan) -> None:
     """Keeps the analysis and the cells of a plan at its first run; later calls leave it as it is."""
-    path = results / "declared" / f"{plan.name}.json"
+    path = results / FOLDER / f"{plan.name}.json"
     if not path.exists():
         write_json(path, _declaration(plan))
 
 
 def changes(results: Path, plan: Plan) -> list[str]:
     """What the plan declares otherwise than at its first run: `analysis.margin_db: 0.02, now 3.0`, one each."""
-    path = results / "declared" / f"{plan.name}.json"
+    path = results / FOLDER / f"{plan.name}.json"
     if not path.exists():
         return []
     before, now = _flat(read_json(path)), _flat(_declaration(plan))

@@ -92,5 +92,18 @@ CALIBRATION = pa.schema(
     ]
 )
 
+PACKED = pa.schema(
+    [
+        _field("run", pa.string(), "id"),
+        _field("provenance", pa.string(), "provenance.json"),
+        _field("status", pa.string(), "status.json"),
+        _field("digests", pa.string(), "digests.json"),
+        _field("done", pa.string(), "DONE"),
+        _field("settings", pa.string(), "run.json"),
+        _field("packages_file", pa.string(), "name of the list of installed packages"),
+        _field("packages", pa.string(), "the list"),
+    ]
+)
+
 RUN_TABLES = {"images": IMAGES, "scalars": SCALARS, "costs": COSTS}
 TABLES = {**RUN_TABLES, "bench": BENCH, "noise_floor": NOISE_FLOOR, "calibration": CALIBRATION}

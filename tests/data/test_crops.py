@@ -190,6 +190,22 @@ def test_an_image_smaller_than_the_crop_is_refused(images: ImageSet) -> None:
     assert Patches(images, scale=4, lr_patch_px=16, augment=True, seed=0)[0]["lr"].shape == (3, 16, 16)
 
 
+def test_images_smaller_than_the_crop_are_left_out_where_that_is_asked_for(images: ImageSet) -> None:
+    with pytest.raises(DataError, match=r"data\.smaller: leave_out trains without such images"):
+        Patches(images, scale=4, lr_patch_px=17, augment=True, seed=0)
+    patches = Patches(images, scale=4, lr_patch_px=17, augment=True, seed=0, smaller="leave_out")
+    assert patches.left_out
+    assert patches.left_out + [images.names[index] for index in patches.kept] == sorted(
+        images.names, key=lambda name: name not in patches.left_out
+    )
+    assert {patches.describe(n) for n in range(40)} == set(images.names) - set(patches.left_out)
+    assert patches[3]["lr"].shape == (3, 17, 17)
+    with pytest.raises(DataError, match=r"lr_patch_px 90, and so has every other"):
+        Patches(images, scale=4, lr_patch_px=90, augment=True, seed=0, smaller="leave_out")
+    whole, asked = (Patches(images, 4, 16, True, seed=0, smaller=word) for word in ("refuse", "leave_out"))
+    assert all(torch.equal(whole[n]["lr"], asked[n]["lr"]) for n in range(6))
+
+
 def test_a_negative_number_is_refused(images: ImageSet) -> None:
     with pytest.raises(IndexError, match="-1"):
         Patches(images, scale=4, lr_patch_px=8, augment=True, seed=0)[-1]

@@ -281,3 +281,18 @@ def test_a_set_can_be_sent_to_another_process(root: Path) -> None:
     assert len(content) < 2000
     for one, two in zip(pickle.loads(content).pair(2, 2), expected, strict=True):
         assert np.array_equal(one, two)
+
+
+def test_several_folders_are_one_set(tmp_path: Path) -> None:
+    names = list(PIXELS)
+    write(tmp_path / "one", {name: PIXELS[name] for name in names[1:]})
+    write(tmp_path / "two", {names[0]: PIXELS[names[0]]})
+    images = opened(tmp_path, Folder(path=("one", "two")))
+    assert (images.name, list(images.names)) == ("one + two", [*sorted(names[1:]), names[0]])
+    assert np.array_equal(images.whole(2), PIXELS[names[0]])
+    assert opened(tmp_path, Folder(path=("one",))).fingerprint == opened(tmp_path, Folder(path="one")).fingerprint
+    write(tmp_path / "three", {names[1]: PIXELS[names[0]]})
+    with pytest.raises(DataError, match=rf"one/{names[1]}.png and .*three/{names[1]}.png would both be image"):
+        opened(tmp_path, Folder(path=("one", "three")))
+    with pytest.raises(DataError, match=r"no folder .*gone"):
+        opened(tmp_path, Folder(path=("one", "gone")))
