@@ -1,7 +1,11 @@
 PYTHON ?= python3
 STUDY = .venv/bin/study
 
-.PHONY: demo test soak check schema clean
+PACKED = results/reference/study
+QUESTIONS = assignment noise_floor frequency_prior architectures one_step group_count guidance catanet_parts \
+	group_size batch_size training_length scale_2
+
+.PHONY: demo test soak study check schema clean
 
 demo: .venv/installed ## train the quickstart grid on this machine and write its report
 	$(STUDY) run ablations/quickstart.yaml
@@ -12,6 +16,14 @@ test: .venv/installed ## all tests that need no GPU
 
 soak: .venv/installed ## faults at random on real runs, at length, with a table of what was lost
 	.venv/bin/python -m tests.training.soak
+
+study: .venv/installed ## train what is missing of the study at the reduced budget (hours), and pack what is finished
+	$(STUDY) run ablations/published_weights.yaml --cpu
+	$(STUDY) pack ablations/published_weights.yaml --to $(PACKED)
+	for question in $(QUESTIONS); do \
+		$(STUDY) run ablations/$$question.yaml --budget reduced --placement packed:2 --cpu || exit; \
+		$(STUDY) pack ablations/$$question.yaml --budget reduced --to $(PACKED) || exit; \
+	done
 
 check: .venv/installed ## style and types
 	.venv/bin/ruff check .
