@@ -1,11 +1,13 @@
 """Finished runs in few small files that go into a repository, without weights and images, and back into run folders.
 
 `<table>-<key>.parquet` holds the rows of up to `TOGETHER` runs under a first column `run`; `runs-<key>.parquet` holds
-their records. The key is a hash of the runs' ids: packing again adds files for the runs that are not there yet, and
-touches no other.
+their records, less what belongs to a machine alone: its name, and the places of folders. The key is a hash of the
+runs' ids: packing again adds files for the runs that are not there yet, and touches no other.
 """
 
 import hashlib
+import itertools
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,10 @@ import pyarrow.parquet as pq
 from study.records.declaration import FOLDER as DECLARED
 from study.records.index import finished
 from study.records.schemas import PACKED, RUN_TABLES
-from study.records.store import RecordError, read, replace, write_table
+from study.records.store import RecordError, read, read_json, replace, to_json, write_table
 
+PLACES = ("--data-root", "--results")
+MACHINE = ("host", "process")  # in status.json
 TOGETHER = 48  # of runs on 119 images and five protocols: half a megabyte
 RECORDS = {"settings": "run.json", "provenance": "provenance.json", "status": "status.json", "digests": "digests.json"}
 
@@ -98,6 +102,9 @@ def _pack(runs: Path, ids: Sequence[str], folder: Path) -> None:
 
 def _record(run: Path) -> dict[str, Any]:
     texts = {column: (run / name).read_text(encoding="utf-8") for column, name in {**RECORDS, "done": "DONE"}.items()}
+    provenance, status = (read_json(run / RECORDS[column]) for column in ("provenance", "status"))
+    provenance["command"] = _without_places(provenance["command"])
+    texts |= {"provenance": to_json(provenance), "status": to_json(status | dict.fromkeys(MACHINE))}
     lists = {path.name: path.read_text(encoding="utf-8") for path in run.glob("packages-*.txt")}
     return {
         "run": run.name,
@@ -105,6 +112,13 @@ def _record(run: Path) -> dict[str, Any]:
         "packages_file": "".join(lists),
         "packages": "".join(lists.values()),
     }
+
+
+def _without_places(command: Sequence[str]) -> list[str]:
+    return [
+        "…" if before in PLACES else re.sub(rf"^({'|'.join(PLACES)})=.*", r"\1=…", word)
+        for before, word in itertools.pairwise(["", *command])
+    ]
 
 
 def _restore(run: Path, record: dict[str, Any], tables: dict[str, pd.DataFrame | None]) -> None:

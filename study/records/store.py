@@ -61,7 +61,12 @@ def remove_partials(folder: Path) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes a mapping as indented JSON, atomically."""
-    replace(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    replace(path, to_json(value).encode())
+
+
+def to_json(value: Mapping[str, Any]) -> str:
+    """A mapping as it stands in a record."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:

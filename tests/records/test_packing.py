@@ -7,14 +7,17 @@ from study.records import packing
 from study.records.index import finished
 from study.records.packing import pack, packed, unpack
 from study.records.schemas import RUN_TABLES
-from study.records.store import RecordError, Records, read, write_json, write_table
+from study.records.store import RecordError, Records, read, read_json, write_json, write_table
 
 NAMES = [f"run-{index}" for index in range(5)]
 
 
 def write_run(folder: Path, index: int) -> None:
-    for file in ("run", "provenance", "status", "digests"):
+    for file in ("run", "digests"):
         write_json(folder / f"{file}.json", {"file": file, "of": index, "ö": "−"})
+    command = ["study", "run", "g.yaml", "--data-root", "/home/me/images", "--cpu", "--results=/mnt/all"]
+    write_json(folder / "provenance.json", {"commit": "abc", "command": command})
+    write_json(folder / "status.json", {"state": "done", "host": "box", "process": 7, "step": index})
     write_table(
         folder,
         "images",
@@ -55,13 +58,22 @@ def test_what_is_unpacked_reads_as_what_was_packed(results: Path, tmp_path: Path
     same(read(other / "runs", NAMES), read(results / "runs", NAMES))
     for name in NAMES:
         assert finished(other / "runs" / name)
-        for file in ("run.json", "provenance.json", "status.json", "digests.json"):
+        for file in ("run.json", "digests.json"):
             assert (other / "runs" / name / file).read_bytes() == (results / "runs" / name / file).read_bytes()
     assert (other / "runs" / NAMES[1] / "packages-0123.txt").read_text() == "torch 2.11\n"
     assert not list((other / "runs" / NAMES[2]).glob("packages*"))
     assert not list(other.rglob("weights*"))
     assert (other / "declared" / "grid.json").read_bytes() == (results / "declared" / "grid.json").read_bytes()
     assert unpack(folder, other) == []
+
+
+def test_nothing_of_the_machine_is_packed(results: Path, tmp_path: Path) -> None:
+    pack(results, "grid", NAMES, tmp_path / "reference")
+    unpack(tmp_path / "reference", tmp_path / "other")
+    run = tmp_path / "other" / "runs" / NAMES[3]
+    kept = ["study", "run", "g.yaml", "--data-root", "…", "--cpu", "--results=…"]
+    assert read_json(run / "provenance.json") == {"commit": "abc", "command": kept}
+    assert read_json(run / "status.json") == {"state": "done", "host": None, "process": None, "step": 3}
 
 
 def test_packing_again_adds_files_and_touches_none(
