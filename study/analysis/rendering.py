@@ -8,7 +8,7 @@ import jinja2
 
 import study
 from study import StudyError
-from study.analysis.markup import escape_markdown, escape_tex, inline_svg, reveal
+from study.analysis.markup import Markdown, escape_markdown, escape_tex, inline_svg, reveal
 from study.analysis.pictures import Picture
 from study.analysis.sliders import Slider
 from study.analysis.tables import Table
@@ -58,5 +58,6 @@ def _environment(kind: str) -> jinja2.Environment:
     environment.tests["table"] = lambda block: isinstance(block, Table)
     environment.tests["picture"] = lambda block: isinstance(block, Picture)
     environment.tests["slider"] = lambda block: isinstance(block, Slider)
+    environment.filters["markdown"] = Markdown  # text that is Markdown already
     environment.filters["svg"] = lambda picture: inline_svg(picture.svg, picture.name, picture.caption)
     return environment
