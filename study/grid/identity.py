@@ -31,18 +31,22 @@ def _canonical(value: Any, content: Callable[[Source | External], str | None]) -
         body = {"kind": value.kind, "weights": content(value)}
         return body if value.network is None else {**body, "network": _canonical(value.network, content)}
     if isinstance(value, Declared):
-        drop = value.ineffective()
-        body = {}
-        for name, neutral in _fields(type(value)):
-            item = getattr(value, name)
-            if name not in drop and not (neutral and item == neutral.value):
-                body[name] = _canonical(item, content)
-        return body
+        return _body(value, lambda item: _canonical(item, content))
     if isinstance(value, tuple | list):
         return [_canonical(item, content) for item in value]
     if isinstance(value, dict):  # as pairs: the order counts, since the first dataset is the one validated on
         return [[key, _canonical(item, content)] for key, item in value.items()]
     return value
+
+
+def _body(value: Declared, canonical: Callable[[Any], Any]) -> dict[str, Any]:
+    drop = value.ineffective()
+    body = {}
+    for name, neutral in _fields(type(value)):
+        item = getattr(value, name)
+        if name not in drop and not (neutral and item == neutral.value):
+            body[name] = canonical(item)
+    return body
 
 
 def specification(run: Run, fingerprints: Mapping[Source | External, str] | None = None) -> str:
@@ -54,7 +58,10 @@ def specification(run: Run, fingerprints: Mapping[Source | External, str] | None
             when they differ in nothing but their data; external weights count by their path, for another file is
             another network.
     """
-    body = _canonical(run, _path_of_weights if fingerprints is None else fingerprints.__getitem__)
+    return _dumped(_canonical(run, _path_of_weights if fingerprints is None else fingerprints.__getitem__))
+
+
+def _dumped(body: Any) -> str:
     return json.dumps({"schema": SCHEMA_VERSION, "run": body}, sort_keys=True, separators=(",", ":"))
 
 
@@ -85,7 +92,34 @@ def run_id(run: Run, fingerprints: Mapping[Source | External, str]) -> str:
         run: the resolved run.
         fingerprints: content hash of each of `inputs(run)`; `KeyError` where one is absent.
     """
-    digest = hashlib.sha256(specification(run, fingerprints).encode()).hexdigest()[:10]
+    return _name(run, specification(run, fingerprints))
+
+
+class Identities:
+    """Ids of many runs: what runs share, as those of a cell share all but their seed, is looked at once.
+
+    Args:
+        fingerprint: content hash of an input; asked for again and again.
+    """
+
+    def __init__(self, fingerprint: Callable[[Source | External], str]) -> None:
+        self._fingerprint = fingerprint
+        self._known: dict[int, tuple[Any, Any]] = {}  # by place in memory; the value is held, so that it keeps its own
+
+    def __getitem__(self, run: Run) -> str:
+        """As `run_id`."""
+        return _name(run, _dumped(_body(run, self._once)))
+
+    def _once(self, value: Any) -> Any:
+        if not isinstance(value, Declared):
+            return value
+        if id(value) not in self._known:
+            self._known[id(value)] = value, _canonical(value, self._fingerprint)
+        return self._known[id(value)][1]
+
+
+def _name(run: Run, specified: str) -> str:
+    digest = hashlib.sha256(specified.encode()).hexdigest()[:10]
     assignment = getattr(run.model, "assignment", None)
     parts = [run.model.kind, assignment.kind if assignment else "", f"x{run.scale}"]
     parts.append("" if "seed" in run.ineffective() else f"s{run.seed}")

@@ -170,6 +170,10 @@ class CFSR(nn.Module):
             features = layer(features)
         return self.upsample(self.conv_after_body(self.norm(features)) + shallow) + self.mean
 
+    def places(self, height: int, width: int) -> dict[str, int]:
+        """All layers are applied at every pixel, see `study.evaluation.complexity`."""
+        return {}
+
     def merged(self) -> Self:
         """A copy in the published form: each edge branch folded into the kernel beside it, same outputs."""
         model = copy.deepcopy(self)

@@ -72,3 +72,7 @@ class IMDN(nn.Module):
             features = self.get_submodule(f"IMDB{number}")(features)
             outputs.append(features)
         return self.upsampler(self.LR_conv(self.c(torch.cat(outputs, dim=1))) + shallow)
+
+    def places(self, height: int, width: int) -> dict[str, int]:
+        """Where layers are not applied at every pixel, see `study.evaluation.complexity`."""
+        return {f"IMDB{number}.cca": 1 for number in range(1, self.config.blocks + 1)}

@@ -6,7 +6,7 @@ from pathlib import Path
 from study import StudyError
 from study.data.crops import Patches
 from study.data.images import ImageSet, open_images
-from study.grid.identity import inputs, run_id
+from study.grid.identity import Identities
 from study.grid.models import External
 from study.grid.schema import Run, Source
 from study.models import build
@@ -27,6 +27,7 @@ class ImageSets:
         self.root, self.cache = root, cache
         self._open: dict[Source, ImageSet] = {}
         self._digests: dict[External, str] = {}
+        self._identities = Identities(self.fingerprint)
 
     def __getitem__(self, source: Source) -> ImageSet:
         if source not in self._open:
@@ -35,7 +36,7 @@ class ImageSets:
 
     def identify(self, run: Run) -> str:
         """The run's id; raises `DataError` where an image set or a weights file cannot be read."""
-        return run_id(run, {item: self.fingerprint(item) for item in inputs(run)})
+        return self._identities[run]
 
     def fingerprint(self, item: Source | External) -> str:
         """Hash of the content of an image set, or of an external network's weights file."""

@@ -1,10 +1,12 @@
+from pathlib import Path
 from typing import Annotated
 
 import pytest
 from pydantic import ValidationError
 
+from study.grid.expand import load_plan
 from study.grid.fields import Declared, Neutral, NoEffect
-from study.grid.identity import _canonical, inputs, run_id, sources, specification
+from study.grid.identity import Identities, _canonical, inputs, run_id, sources, specification
 from study.grid.models import Bicubic, CATANet, External, NoAssignment, Prototypes, Soft
 from study.grid.schema import Data, Folder, Optimisation, Run
 
@@ -81,3 +83,21 @@ def test_a_new_field_at_its_neutral_value_keeps_old_ids() -> None:
 def test_runs_are_frozen() -> None:
     with pytest.raises(ValidationError):
         Run().seed = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "ablations").glob("*.yaml")), ids=lambda p: p.stem)
+def test_ids_of_many_runs_are_those_of_each(path: Path) -> None:
+    asked = []
+
+    def fingerprint(item: object) -> str:
+        asked.append(item)
+        return f"content of {item}"
+
+    identities = Identities(fingerprint)
+    runs = [run for _, run in load_plan(path).runs()]
+    assert [identities[run] for run in runs] == [
+        run_id(run, {item: f"content of {item}" for item in inputs(run)}) for run in runs
+    ]
+    count = len(asked)
+    assert [identities[run] for run in runs] == [identities[run] for run in runs]
+    assert len(asked) == count  # nothing is looked at twice
