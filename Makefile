@@ -5,7 +5,7 @@ PACKED = results/reference/study
 QUESTIONS = assignment noise_floor frequency_prior architectures one_step group_count guidance catanet_parts \
 	group_size batch_size training_length scale_2
 
-.PHONY: demo test soak study check schema clean
+.PHONY: demo test soak study reports fresh check schema clean
 
 demo: .venv/installed ## train the quickstart grid on this machine and write its report
 	$(STUDY) run ablations/quickstart.yaml
@@ -24,6 +24,17 @@ study: .venv/installed ## train what is missing of the study at the reduced budg
 		$(STUDY) run ablations/$$question.yaml --budget reduced --placement packed:2 --cpu || exit; \
 		$(STUDY) pack ablations/$$question.yaml --budget reduced --to $(PACKED) || exit; \
 	done
+
+reports: .venv/installed ## FINDINGS.md, the README's figure and reports/rendered/, from the packed results of the study
+	rm -rf build/study
+	$(STUDY) unpack $(PACKED) --results build/study
+	.venv/bin/python scripts/write_reports.py build/study
+
+fresh: .venv/installed ## are those pages what `make reports` would write now?
+	rm -rf build/study build/fresh
+	$(STUDY) unpack $(PACKED) --results build/study
+	.venv/bin/python scripts/write_reports.py build/study build/fresh
+	.venv/bin/python scripts/check_reports.py build/fresh
 
 check: .venv/installed ## style and types
 	.venv/bin/ruff check .

@@ -75,6 +75,10 @@ def plan(
     timed = [value for value in seconds if value is not None]
     said = f", about {duration(sum(timed))} of training one after the other on this machine"
     out.print(f"{count} runs" + (said if len(timed) == len(seconds) else ""))
+    work = [estimates[cell.name].operations for cell, _ in declared.runs()]
+    known = [value for value in work if value is not None]
+    if len(known) == len(work):
+        out.print(f"training: {sum(known):.3g} floating-point operations, attention products included", highlight=False)
     out.print("multiply-adds: convolutions and linear layers for a 1280 x 720 output, attention products left out")
     _print_analysis(declared)
     if missing:

@@ -12,6 +12,7 @@ from rich.progress import track
 from study.data.decoding import DataError
 from study.evaluation.complexity import multiply_adds, parameters
 from study.evaluation.metrics import MetricUnavailable
+from study.grid.objectives import L1, Charbonnier
 from study.grid.plan import Plan
 from study.grid.schema import Run
 from study.models import build
@@ -29,11 +30,14 @@ class Estimate:
     Attributes:
         parameters: trainable values; None where a weights file is missing.
         multiply_adds: see `complexity.multiply_adds`; None likewise.
+        operations: floating-point operations of the training, attention products included: three times a forward's;
+            None where another objective than a pixel loss decides how many passes there are.
         seconds: training time on this machine; None where it was not asked for.
     """
 
     parameters: int | None
     multiply_adds: int | None
+    operations: float | None
     seconds: float | None
 
 
@@ -58,6 +62,7 @@ def estimate(plan: Plan, *, root: Path, cpu: bool, timed: bool) -> dict[str, Est
         timed: measure training steps too.
     """
     sizes: dict[Any, tuple[int, int] | tuple[None, None]] = {}
+    forwards: dict[Any, int] = {}
     times: dict[Any, float | None] = {}
     device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
     estimates = {}
@@ -67,7 +72,14 @@ def estimate(plan: Plan, *, root: Path, cpu: bool, timed: bool) -> dict[str, Est
         network = run.model, run.scale
         if network not in sizes:
             sizes[network] = _size(run, root)
-        seconds = 0.0
+        operations = seconds = 0.0
+        if run.trains:
+            crop = *network, run.data.lr_patch_px
+            if crop not in forwards:
+                forwards[crop] = 2 * multiply_adds(run, (run.data.lr_patch_px, run.data.lr_patch_px), products=True)
+            pixel = isinstance(run.objective, L1 | Charbonnier)
+            samples = run.optimisation.batch * run.optimisation.steps
+            operations = 3.0 * forwards[crop] * samples if pixel else None
         if run.trains and timed:
             micro = run.optimisation.batch // run.optimisation.accumulate
             batch = micro if device.type == "cuda" else min(micro, CPU_BATCH)
@@ -76,7 +88,7 @@ def estimate(plan: Plan, *, root: Path, cpu: bool, timed: bool) -> dict[str, Est
                 times[step] = _sample_seconds(run, batch, device)
             each = times[step]
             seconds = None if each is None else each * run.optimisation.batch * run.optimisation.steps
-        estimates[cell.name] = Estimate(*sizes[network], seconds if timed else None)
+        estimates[cell.name] = Estimate(*sizes[network], operations, seconds if timed else None)
     return estimates
 
 

@@ -2,10 +2,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from study.evaluation.complexity import operations
 from study.grid.expand import load_plan
+from study.models import build
 from study.training.estimate import duration, estimate
 from tests.training.conftest import VARIANTS
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -29,3 +34,29 @@ def test_every_cell_is_estimated_and_bicubic_costs_no_training(write_grid: Calla
     assert hard.multiply_adds > 0
     assert hard.seconds is not None
     assert 0 < hard.seconds < 600
+
+
+def test_operations_of_a_training_are_three_forwards_of_every_sample(
+    write_grid: Callable[..., Path], tmp_path: Path
+) -> None:
+    plan = load_plan(write_grid(VARIANTS))
+    estimates = estimate(plan, root=tmp_path, cpu=True, timed=False)
+    run = next(cell.runs[0] for cell in plan.cells if cell.name == "hard")
+    side = run.data.lr_patch_px, run.data.lr_patch_px
+    with torch.device("meta"):
+        counted = operations(build(run).eval(), side)
+    samples = run.optimisation.steps * run.optimisation.batch
+    assert estimates["hard"].operations == 6 * (counted.layers + counted.products) * samples
+    assert estimates["bicubic"].operations == 0
+    assert estimates["hard"].seconds is None
+
+
+def test_passes_of_one_step_objectives_are_not_guessed() -> None:
+    plan = load_plan(ROOT / "ablations" / "one_step.yaml", "ci")
+    found = estimate(plan, root=ROOT, cpu=True, timed=False)
+    assert {name: one.operations for name, one in found.items()} == {
+        "CT": None,
+        "CT + DTM": None,
+        "CT + DTM + AMD": None,
+        "bicubic": 0,
+    }
