@@ -18,12 +18,13 @@ soak: .venv/installed ## faults at random on real runs, at length, with a table 
 	.venv/bin/python -m tests.training.soak
 
 study: .venv/installed ## train what is missing of the study at the reduced budget (hours), and pack what is finished
-	$(STUDY) run ablations/published_weights.yaml --cpu
-	$(STUDY) pack ablations/published_weights.yaml --to $(PACKED)
-	for question in $(QUESTIONS); do \
-		$(STUDY) run ablations/$$question.yaml --budget reduced --placement packed:2 --cpu || exit; \
-		$(STUDY) pack ablations/$$question.yaml --budget reduced --to $(PACKED) || exit; \
-	done
+	@ended=0; \
+	once() { $(STUDY) run "$$@" --placement packed:2 --cpu || ended=$$?; [ $$ended -eq 130 ] || $(STUDY) pack "$$@" --to $(PACKED) || ended=$$?; \
+		[ $$ended -ne 130 ] || exit 130; }; \
+	once ablations/published_weights.yaml; \
+	for pilot in learning_rate batch_size; do once ablations/$$pilot.yaml --budget pilot; done; \
+	for question in $(QUESTIONS); do once ablations/$$question.yaml --budget reduced; done; \
+	exit $$ended
 
 reports: .venv/installed ## FINDINGS.md, the README's figure and reports/rendered/, from the packed results of the study
 	rm -rf build/study

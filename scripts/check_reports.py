@@ -1,10 +1,12 @@
 """Are FINDINGS.md and reports/rendered/ what scripts/write_reports.py makes of the packed results?
 
-python scripts/check_reports.py REBUILT: compares every page and table below the folder with the repository's. Text has
-to be equal, numbers of a CSV table to nine digits: another processor adds in another order. Figures have to be there.
+python scripts/check_reports.py REBUILT compares every .md, .tex and .csv file below the folder with the repository's.
+Text has to be equal, numbers of a CSV table to nine digits: another processor adds in another order. Figures and HTML
+pages have to be there, and nothing else.
 """
 
 import csv
+import itertools
 import math
 import sys
 from pathlib import Path
@@ -22,9 +24,9 @@ def differs(one: Path, other: Path) -> str:
     if texts[0] == texts[1]:
         return ""
     if one.suffix != ".csv":
-        lines = zip(*(text.splitlines() for text in texts), strict=False)
+        lines = itertools.zip_longest(*(text.split("\n") for text in texts))
         number, (new, _) = next((n, pair) for n, pair in enumerate(lines, 1) if pair[0] != pair[1])
-        return f"line {number} should be: {new[:200]}"
+        return f"should end before line {number}" if new is None else f"line {number} should be: {new[:200]}"
     tables = [list(csv.reader(text.splitlines())) for text in texts]
     alike = [len(row) for row in tables[0]] == [len(row) for row in tables[1]]
     if alike and all(_equal(a, b) for rows in zip(*tables, strict=True) for a, b in zip(*rows, strict=True)):
@@ -45,6 +47,10 @@ def main(rebuilt: Path) -> None:
     """Exits with 1, naming what is out of date, unless everything is as it should be."""
     files = sorted(path.relative_to(rebuilt) for path in rebuilt.rglob("*") if path.is_file())
     old = {path: why for path in files if (why := differs(rebuilt / path, ROOT / path))}
+    for report in {path.parent for path in files if path.name == "report.md"}:
+        for path in sorted((ROOT / report).rglob("*")):
+            if path.is_file() and not (rebuilt / path.relative_to(ROOT)).exists():
+                old[path.relative_to(ROOT)] = "belongs to nothing"
     for path, why in old.items():
         print(f"{path} {why}")
     if old or not files:

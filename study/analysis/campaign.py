@@ -1,12 +1,12 @@
 """Tables over several grids of one study: published weights, length of training, distance to papers, throughput."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from study.analysis.published import Cited
+from study.analysis.published import Cited, legend
 from study.analysis.reproduction import METHODS, TONES, cite, reproduce_weights
 from study.analysis.results import Measure, Results
 from study.analysis.tables import Column, Entry, Table, Value
@@ -15,7 +15,6 @@ from study.grid.schema import Run
 
 PRINTED = ("psnr", "ssim")
 LENGTH = "optimisation.steps"
-PIXELS_720P = 1280 * 720  # that stored multiply-adds are for
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Effort:
 def weights_table(results: Results, numbers: Sequence[Cited]) -> Table:
     """Published weights on every data set: measured, printed, and whether the last digit is the same."""
     protocol = results.plan.grid.analysis.protocol
-    rows = []
+    rows, used = [], []
     for cell in results.plan.cells:
         for measure in (Measure(dataset, protocol, metric) for dataset in results.datasets for metric in PRINTED):
             run, images = cell.runs[0], results.values(cell.name, measure).shape[1]
@@ -50,9 +49,12 @@ def weights_table(results: Results, numbers: Sequence[Cited]) -> Table:
                 digits = found.cited.digits + 2 * (found.verdict != "reproduced")
                 verdict = Entry(found.verdict, tone=TONES.get(found.verdict, ""))
                 place = f"{measure.dataset}, x{run.scale}"
-                rows.append((cell.name, place, measure.name, f"{found.mean:.{digits}f}", found.cited.value, verdict))
+                printed = Entry(found.cited.value, found.cited.mark)
+                rows.append((cell.name, place, measure.name, f"{found.mean:.{digits}f}", printed, verdict))
+                used.append(found.cited)
     names = ("network", "data set", "metric", "measured", "printed", "verdict")
-    return Table("weights", f"Protocol {protocol}.", tuple(map(Column, names)), tuple(rows))
+    notes = (legend(used),) if used else ()
+    return Table("weights", f"Protocol {protocol}.", tuple(map(Column, names)), tuple(rows), notes)
 
 
 def lengths_table(results: Results) -> Table:
@@ -72,7 +74,7 @@ def order_agreement(results: Results) -> list[Agreement]:
     found = []
     for steps in shorter:
         here = means[steps].to_numpy(float)
-        tau = float(means[steps].corr(means[longest], method="kendall"))
+        tau = float(pd.Series(here).corr(pd.Series(last), method="kendall"))
         exchanged = [
             f"{means.index[i]} and {means.index[j]}"
             for i in range(len(here))
@@ -84,12 +86,12 @@ def order_agreement(results: Results) -> list[Agreement]:
 
 
 def distance_table(results: Results, numbers: Sequence[Cited]) -> Table:
-    """Measured minus published of the networks that a paper has, at each length, on every data set."""
-    protocol = results.plan.grid.analysis.protocol
+    """Measured minus published of the networks that a paper has, at each length, under the paper's own protocol."""
+    primary = results.plan.grid.analysis.protocol
     lengths = list(_by_length(results).columns)
-    columns = [Column("network"), Column("data set"), Column("published", "dB", ".2f")]
+    columns = [Column("network"), Column("data set"), Column("protocol"), Column("published", "dB", ".2f")]
     columns += [Column(f"{steps:,} steps", "dB", "+.2f") for steps in lengths]
-    rows = []
+    rows, used = [], []
     for network, cells in _lengths(results).items():
         run = results.cells[cells[lengths[-1]]].runs[0]
         if isinstance(run.model, CATANet) and not isinstance(run.model.assignment, Hard):
@@ -97,25 +99,29 @@ def distance_table(results: Results, numbers: Sequence[Cited]) -> Table:
         for dataset in results.datasets:
             cited = cite(numbers, METHODS[run.model.kind], run.scale, dataset, "psnr")
             if cited is not None:
-                measure = Measure(dataset, protocol, "psnr")
-                gaps = [results.mean(cells[steps], measure) - cited.number for steps in lengths]
-                rows.append((network, dataset, cited.number, *gaps))
-    return Table("distances", f"PSNR measured minus published, protocol {protocol}.", tuple(columns), tuple(rows))
+                protocol = primary if cited.protocol == "unknown" else cited.protocol
+                used.append(cited)
+                gaps = [
+                    results.mean(cells[steps], Measure(dataset, protocol, "psnr")) - cited.number for steps in lengths
+                ]
+                rows.append((network, dataset, protocol, Entry(cited.number, cited.mark), *gaps))
+    caption = "PSNR measured minus published, under the protocol of the published number."
+    return Table("distances", caption, tuple(columns), tuple(rows), (legend(used),) if used else ())
 
 
-def throughput_table(studies: Sequence[Results], matrix_rate: float) -> Table:
+def throughput_table(studies: Sequence[Results], forward: Callable[[Run], int], matrix_rate: float) -> Table:
     """Steps per second of every kind of network, its share of the floor's rate, and the time of all its runs.
 
-    The floor is twice the multiply-adds, attention products included, three times for a training step, over the
-    matrix rate; multiply-adds are those of a 1280 × 720 output in proportion to the batch's pixels.
+    The floor is the operations of a training step, three times a forward's, over the matrix rate.
 
     Args:
         studies: results that may share runs; each counts once.
+        forward: multiply-adds of one training crop, attention products included.
         matrix_rate: of the machine that trained, FLOP/s.
     """
     kinds: dict[str, dict[str, Effort]] = {}
     for results in studies:
-        for run_id, (run, effort) in _efforts(results, matrix_rate).items():
+        for run_id, (run, effort) in _efforts(results, forward, matrix_rate).items():
             kinds.setdefault(_kind(run), {})[run_id] = effort
     columns = (
         Column("network"),
@@ -131,11 +137,14 @@ def throughput_table(studies: Sequence[Results], matrix_rate: float) -> Table:
         rows.append((kind, len(runs), rate, None if np.isnan(share) else share, sum(one.hours for one in efforts)))
     every = [one for runs in kinds.values() for one in runs.values()]
     rows.append(("all", len(every), None, None, sum(one.hours for one in every)))
-    caption = f"Medians over runs; floor: the network's operations at {matrix_rate / 1e9:.0f} GFLOP/s, one thread."
+    caption = (
+        "Medians over the runs of a network and its variants, one thread each; "
+        f"floor: its operations at {matrix_rate / 1e9:.0f} GFLOP/s, the matrix rate of one thread."
+    )
     return Table("throughput", caption, columns, tuple(rows))
 
 
-def _efforts(results: Results, matrix_rate: float) -> dict[str, tuple[Run, Effort]]:
+def _efforts(results: Results, forward: Callable[[Run], int], matrix_rate: float) -> dict[str, tuple[Run, Effort]]:
     """Of every finished training, by id."""
     rows = results.records.costs
     costs = {str(run): dict(zip(part["name"], part["value"], strict=True)) for run, part in rows.groupby("run")}
@@ -145,9 +154,8 @@ def _efforts(results: Results, matrix_rate: float) -> dict[str, tuple[Run, Effor
         if run_id in costs and run.trains and results.state(run_id) == "done":
             cost = costs[run_id]
             rate = run.optimisation.steps / (cost["training"] - cost["training_validation"])
-            pixels = run.optimisation.batch * (run.data.lr_patch_px * run.scale) ** 2
-            operations = 6 * (cost["multiply_adds_720p"] + cost["multiply_adds_products_720p"]) * pixels / PIXELS_720P
-            share = operations * rate / matrix_rate if run.objective.kind in ("l1", "charbonnier") else np.nan
+            pixel = run.objective.kind in ("l1", "charbonnier")  # of others the number of passes differs
+            share = 6 * forward(run) * run.optimisation.batch * rate / matrix_rate if pixel else np.nan
             found[run_id] = run, Effort(rate, share, (cost["training"] + cost["evaluation"]) / 3600)
     return found
 

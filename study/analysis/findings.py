@@ -1,9 +1,8 @@
 """FINDINGS.md: every question of a study with its claim, effects, verdicts and limits, from stored results alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -13,13 +12,14 @@ from study import StudyError
 from study.analysis.campaign import distance_table, lengths_table, order_agreement, throughput_table, weights_table
 from study.analysis.comparisons import CLAIM_NAMES, Comparison, compare_declared
 from study.analysis.figures import draw_forest
-from study.analysis.pictures import Picture, save_figure
+from study.analysis.pictures import save_figure
 from study.analysis.published import load_published
 from study.analysis.rendering import find_style, render
 from study.analysis.results import Results
 from study.analysis.tables import Column, Entry, Table
 from study.analysis.verdicts import coverage, decide, digits_of, interval, p_text
 from study.grid.fields import Declared
+from study.grid.schema import Run
 from study.records.store import replace
 
 
@@ -55,7 +55,7 @@ class Page(Declared):
         cost: what the table of throughput does not say.
         weights: grid of published weights.
         lengths: grid over variants and `optimisation.steps`, or nothing where it has not run.
-        others: grids of which a report is written and nothing said, with their budgets.
+        pilots: grids that settled the budget, of which a report is written and nothing said, with their own budgets.
         questions: in the order of the page.
     """
 
@@ -65,13 +65,15 @@ class Page(Declared):
     cost: str
     weights: str
     lengths: str | None = None
-    others: dict[str, str | None] = {}
+    pilots: dict[str, str] = {}
     questions: list[Question]
 
-    def grids(self) -> dict[str, str | None]:
-        """Every grid that the page rests on, with its budget."""
+    def studies(self) -> dict[str, tuple[str, str | None]]:
+        """Every grid that the page rests on and its budget, under the name of its report."""
         named = [question.grid for question in self.questions] + ([self.lengths] if self.lengths else [])
-        return {self.weights: None, **dict.fromkeys(named, self.budget), **self.others}
+        found: dict[str, tuple[str, str | None]] = {self.weights: (self.weights, None)}
+        found |= {grid: (grid, self.budget) for grid in named}
+        return found | {f"{grid}-{budget}": (grid, budget) for grid, budget in self.pilots.items()}
 
 
 class FindingsError(StudyError):
@@ -87,18 +89,25 @@ class Finding:
     table: Table
 
 
-def write_findings(page: Page, studies: Mapping[str, Results], matrix_rate: float, out: Path) -> list[Path]:
+def write_findings(
+    page: Page, studies: Mapping[str, Results], forward: Callable[[Run], int], matrix_rate: float, out: Path
+) -> list[Path]:
     """Writes FINDINGS.md and the figure of the README.
 
     Args:
         page: what is said.
-        studies: results of every grid that the page names, by its name.
+        studies: results of every grid that the page names, as `Page.studies` names them.
+        forward: multiply-adds of one training crop, attention products included.
         matrix_rate: of the machine that trained, one thread, FLOP/s.
         out: the repository.
 
     Raises:
-        FindingsError: a verdict is not the one that a reading was written for.
+        FindingsError: a verdict is not the one that a reading was written for, or a run is missing.
     """
+    for name, results in studies.items():
+        if set(results.counts()) != {"done"}:
+            counts = ", ".join(f"{count} {state}" for state, count in results.counts().items())
+            raise FindingsError(f"{name}: {counts}; FINDINGS.md is written of finished grids alone")
     findings = [_find(question, studies[question.grid]) for question in page.questions]
     numbers = load_published()
     lengths = studies[page.lengths] if page.lengths else None
@@ -109,10 +118,11 @@ def write_findings(page: Page, studies: Mapping[str, Results], matrix_rate: floa
         "lengths": lengths and lengths_table(lengths),
         "orders": order_agreement(lengths) if lengths else [],
         "distances": lengths and distance_table(lengths, numbers),
-        "throughput": throughput_table(list(studies.values()), matrix_rate),
+        "throughput": throughput_table(list(studies.values()), forward, matrix_rate),
     }
+    headline = _headline(findings)
     with mpl.rc_context(), style_context(["default", find_style("report")]):
-        picture = _draw_headline(findings, out / "docs")
+        picture = save_figure(draw_forest(headline, {}), out / "docs", "findings", "")
     replace(out / "FINDINGS.md", render("findings", "md", content))
     return [out / "FINDINGS.md", picture.paths["png"]]
 
@@ -159,12 +169,11 @@ def effects_table(results: Results, comparisons: Sequence[Comparison]) -> Table:
     return Table("effects", caption, columns, tuple(rows))
 
 
-def _draw_headline(findings: Sequence[Finding], folder: Path) -> Picture:
-    cycle = list(mpl.rcParams["axes.prop_cycle"])
-    shown: list[Comparison] = []
-    styles: dict[str, dict[str, Any]] = {}
-    for index, finding in enumerate(findings):
-        kept = [one for one in finding.comparisons if one.label in finding.question.headline]
-        shown += kept
-        styles |= {one.cell: dict(cycle[index % len(cycle)]) for one in kept}
-    return save_figure(draw_forest(shown, styles), folder, "findings", "")
+def _headline(findings: Sequence[Finding]) -> list[Comparison]:
+    """The comparisons of the README's figure, which share its axis and title."""
+    shown = [one for finding in findings for one in finding.comparisons if one.label in finding.question.headline]
+    kinds = {f"{one.measure}, {CLAIM_NAMES[one.claim]}" for one in shown}
+    if len(kinds) != 1:
+        found = "; ".join(sorted(kinds)) or "none"
+        raise FindingsError(f"reports/findings.yaml: headline: one measure and claim in one figure, not {found}")
+    return shown

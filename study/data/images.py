@@ -65,6 +65,21 @@ class ImageSet:
         """HR image (H, W, 3) uint8 RGB, uncut; a read-only view of the memory map."""
         return self._hr[index]
 
+    def shared(self, other: "ImageSet") -> tuple[str, str] | None:
+        """Names of an image here and of one there with the same pixels, the first such pair; None where there is none.
+
+        Only rows from the middle are compared, and whole images where these agree.
+        """
+        rows: dict[tuple[tuple[int, ...], bytes], list[int]] = {}
+        for index in range(len(self)):
+            rows.setdefault(_middle(self.whole(index)), []).append(index)
+        for there in range(len(other)):
+            pixels = other.whole(there)
+            for here in rows.get(_middle(pixels), []):
+                if np.array_equal(self.whole(here), pixels):
+                    return self.names[here], other.names[there]
+        return None
+
     def _low(self, scale: int) -> Stack:
         if scale not in self._lr:
             if self._paired:
@@ -105,6 +120,11 @@ def open_images(source: Source, *, root: Path, cache: Path) -> ImageSet:
     scales = _common_scales(hr, lr, matched)
     fingerprint = hashlib.sha256(f"{hr.fingerprint} {lr.fingerprint}".encode()).hexdigest()
     return ImageSet(f"{source.hr} + {source.lr}", fingerprint, hr.names, hr, cache, dict.fromkeys(scales, lr), True)
+
+
+def _middle(pixels: np.ndarray) -> tuple[tuple[int, ...], bytes]:
+    """An image's size and its middle row."""
+    return pixels.shape, pixels[len(pixels) // 2].tobytes()
 
 
 def _plain(name: str, listing: Listing, cache: Path) -> ImageSet:

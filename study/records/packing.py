@@ -1,14 +1,15 @@
 """Finished runs in few small files that go into a repository, without weights and images, and back into run folders.
 
 `<table>-<key>.parquet` holds the rows of up to `TOGETHER` runs under a first column `run`; `runs-<key>.parquet` holds
-their records, less what belongs to a machine alone: its name, and the places of folders. The key is a hash of the
-runs' ids: packing again adds files for the runs that are not there yet, and touches no other.
+their other records as text, less what belongs to a machine alone: its name, and absolute paths of the command. The key
+is a hash of the runs' ids: packing again adds files for the runs that are not there yet, and touches no other.
 """
 
 import hashlib
-import itertools
+import json
 import re
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ import pyarrow.parquet as pq
 from study.records.declaration import FOLDER as DECLARED
 from study.records.index import finished
 from study.records.schemas import PACKED, RUN_TABLES
-from study.records.store import RecordError, read, read_json, replace, to_json, write_table
+from study.records.store import RecordError, name_partial, read, read_json, replace, to_json, write_table
 
-PLACES = ("--data-root", "--results")
+TEXTS = ("*.json", "packages-*.txt", "code-*.diff", "DONE")
 MACHINE = ("host", "process")  # in status.json
 TOGETHER = 48  # of runs on 119 images and five protocols: half a megabyte
-RECORDS = {"settings": "run.json", "provenance": "provenance.json", "status": "status.json", "digests": "digests.json"}
+_ABSOLUTE = re.compile(r"(?<![^=])/\S*/")
 
 
 def pack(results: Path, grid: str, ids: Iterable[str], folder: Path) -> list[str]:
@@ -32,30 +33,31 @@ def pack(results: Path, grid: str, ids: Iterable[str], folder: Path) -> list[str
 
     Args:
         results: the results folder.
-        grid: name of the plan.
+        grid: name of the plan; what it first declared stays, whatever is packed later.
         ids: of finished runs.
         folder: where the packed files lie; made when absent. Curves are thinned as readers do.
 
     Raises:
-        RecordError: a run has not finished, or a record is broken.
+        RecordError: a run has not finished, a record is broken, or a run is in the folder with other values.
     """
-    runs = results / "runs"
-    new = sorted(set(ids) - set(packed(folder)))
-    for name in new:
+    runs, ids = results / "runs", sorted(set(ids))
+    for name in ids:
         if not finished(runs / name):
             raise RecordError(f"{runs / name} has not finished; finished runs are packed")
+    there = set(packed(folder))
+    _refuse_other_values(runs, [name for name in ids if name in there], folder)
+    new = [name for name in ids if name not in there]
     for start in range(0, len(new), TOGETHER):
         _pack(runs, new[start : start + TOGETHER], folder)
     declared = results / DECLARED / f"{grid}.json"
-    if declared.exists():
+    if declared.exists() and not (folder / DECLARED / declared.name).exists():
         replace(folder / DECLARED / declared.name, declared.read_bytes())
     return new
 
 
 def packed(folder: Path) -> list[str]:
     """Ids of the runs of a packed folder."""
-    files = sorted(folder.glob("runs-*.parquet"))
-    return [str(run) for file in files for run in _table(file)["run"]]
+    return [str(run) for file in _files(folder) for run in _table(file, PACKED)["run"]]
 
 
 def unpack(folder: Path, results: Path) -> list[str]:
@@ -71,66 +73,83 @@ def unpack(folder: Path, results: Path) -> list[str]:
     Raises:
         RecordError: the folder holds no packed runs, a file is broken, or a table of one is missing.
     """
-    files = sorted(folder.glob("runs-*.parquet"))
+    files = _files(folder)
     if not files:
         raise RecordError(f"{folder} holds no packed runs (runs-….parquet)")
     for declared in (folder / DECLARED).glob("*.json"):
         if not (results / DECLARED / declared.name).exists():
             replace(results / DECLARED / declared.name, declared.read_bytes())
-    runs = results / "runs"
     new = []
     for file in files:
-        records = _table(file)
-        fresh = [row for row in records.to_dict("records") if not (runs / row["run"] / "run.json").exists()]
+        rows = _table(file, PACKED)
+        records = {str(run): str(texts) for run, texts in zip(rows["run"], rows["files"], strict=True)}
+        fresh = [run for run in records if not (results / "runs" / run).exists()]
         if fresh:
             key = file.stem.removeprefix("runs-")
-            tables = {name: dict(iter(_table(folder / f"{name}-{key}.parquet").groupby("run"))) for name in RUN_TABLES}
-            for row in fresh:
-                _restore(runs / row["run"], row, {name: parts.get(row["run"]) for name, parts in tables.items()})
-        new += [str(row["run"]) for row in fresh]
+            tables = {name: dict(iter(_rows(folder, name, key).groupby("run"))) for name in RUN_TABLES}
+            for run in fresh:
+                own = {name: parts[run] for name, parts in tables.items() if run in parts}
+                _restore(results / "runs" / run, json.loads(records[run]), own)
+        new += fresh
     return new
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("runs-*.parquet"))
+
+
+def _refuse_other_values(runs: Path, ids: Sequence[str], folder: Path) -> None:
+    """Raises `RecordError` where a run that is packed has measured something else since: trained anew, say."""
+    if not ids:
+        return
+    now = {str(run): rows["value"].tolist() for run, rows in read(runs, ids).images.groupby("run", observed=True)}
+    for file in _files(folder):
+        for run, rows in _rows(folder, "images", file.stem.removeprefix("runs-")).groupby("run"):
+            if now.get(str(run), rows["value"].tolist()) != rows["value"].tolist():
+                raise RecordError(f"{runs}/{run} has other values than in {folder}; pack into another folder")
 
 
 def _pack(runs: Path, ids: Sequence[str], folder: Path) -> None:
     key = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:10]
     tables = read(runs, ids)
-    own = pa.field("run", pa.string(), nullable=False)
-    for name, schema in RUN_TABLES.items():
-        _write(folder / f"{name}-{key}.parquet", getattr(tables, name), pa.schema([own, *schema]))
-    _write(folder / f"runs-{key}.parquet", pd.DataFrame([_record(runs / run) for run in ids]), PACKED)  # last
+    texts = [{"run": run, "files": json.dumps(dict(_texts(runs / run)), ensure_ascii=False)} for run in ids]
+    for name in RUN_TABLES:
+        _write(folder / f"{name}-{key}.parquet", getattr(tables, name), _schema(name))
+    _write(folder / f"runs-{key}.parquet", pd.DataFrame(texts), PACKED)  # last
 
 
-def _record(run: Path) -> dict[str, Any]:
-    texts = {column: (run / name).read_text(encoding="utf-8") for column, name in {**RECORDS, "done": "DONE"}.items()}
-    provenance, status = (read_json(run / RECORDS[column]) for column in ("provenance", "status"))
-    provenance["command"] = _without_places(provenance["command"])
-    texts |= {"provenance": to_json(provenance), "status": to_json(status | dict.fromkeys(MACHINE))}
-    lists = {path.name: path.read_text(encoding="utf-8") for path in run.glob("packages-*.txt")}
-    return {
-        "run": run.name,
-        **texts,
-        "packages_file": "".join(lists),
-        "packages": "".join(lists.values()),
-    }
+def _texts(run: Path) -> Iterator[tuple[str, str]]:
+    """Name and content of every small file of a run."""
+    for path in sorted(path for pattern in TEXTS for path in run.glob(pattern)):
+        if path.name == "status.json":
+            yield path.name, to_json(read_json(path) | dict.fromkeys(MACHINE))
+        elif path.name == "provenance.json":
+            record = read_json(path)
+            for one in (record, *record.get("earlier", [])):
+                if "command" in one:
+                    one["command"] = [_ABSOLUTE.sub("…/", word) for word in one["command"]]
+            yield path.name, to_json(record)
+        else:
+            yield path.name, path.read_text(encoding="utf-8")
 
 
-def _without_places(command: Sequence[str]) -> list[str]:
-    return [
-        "…" if before in PLACES else re.sub(rf"^({'|'.join(PLACES)})=.*", r"\1=…", word)
-        for before, word in itertools.pairwise(["", *command])
-    ]
+def _restore(run: Path, texts: Mapping[str, str], tables: Mapping[str, pd.DataFrame]) -> None:
+    """Writes a run's folder, whole or not at all."""
+    draft = name_partial(run)
+    try:
+        for name, text in texts.items():
+            replace(draft / name, text.encode())
+        for name, rows in tables.items():
+            write_table(draft, name, rows.drop(columns="run").to_dict("records"))  # type: ignore[arg-type]
+        files = [name for name in texts.get("DONE", "").split() if (draft / name).exists()]
+        replace(draft / "DONE", "\n".join(files).encode())
+        draft.rename(run)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
-def _restore(run: Path, record: dict[str, Any], tables: dict[str, pd.DataFrame | None]) -> None:
-    for column, name in RECORDS.items():
-        replace(run / name, record[column].encode())
-    if record["packages_file"]:
-        replace(run / record["packages_file"], record["packages"].encode())
-    for name, rows in tables.items():
-        if rows is not None:
-            write_table(run, name, rows.drop(columns="run").to_dict("records"))
-    files = [name for name in record["done"].split() if (run / name).exists()]
-    replace(run / "DONE", "\n".join(files).encode())
+def _schema(table: str) -> pa.Schema:
+    return pa.schema([pa.field("run", pa.string(), nullable=False), *RUN_TABLES[table]])
 
 
 def _write(path: Path, rows: pd.DataFrame, schema: pa.Schema) -> None:
@@ -140,10 +159,18 @@ def _write(path: Path, rows: pd.DataFrame, schema: pa.Schema) -> None:
     replace(path, sink.getvalue().to_pybytes())
 
 
-def _table(path: Path) -> pd.DataFrame:
+def _rows(folder: Path, table: str, key: str) -> pd.DataFrame:
+    return _table(folder / f"{table}-{key}.parquet", _schema(table))
+
+
+def _table(path: Path, schema: pa.Schema) -> pd.DataFrame:
     try:
-        return pq.read_table(path, page_checksum_verification=True).to_pandas()
+        table = pq.read_table(path, page_checksum_verification=True)
     except FileNotFoundError:
         raise RecordError(f"{path} is missing") from None
     except (pa.ArrowException, OSError) as error:
         raise RecordError(f"{path} is not a readable parquet file: {error}") from None
+    if not table.schema.equals(schema):
+        raise RecordError(f"{path} has columns {table.schema.names}, expected {schema.names}")
+    rows: Any = table.to_pandas()
+    return rows

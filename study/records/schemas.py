@@ -95,13 +95,7 @@ CALIBRATION = pa.schema(
 PACKED = pa.schema(
     [
         _field("run", pa.string(), "id"),
-        _field("provenance", pa.string(), "provenance.json"),
-        _field("status", pa.string(), "status.json"),
-        _field("digests", pa.string(), "digests.json"),
-        _field("done", pa.string(), "DONE"),
-        _field("settings", pa.string(), "run.json"),
-        _field("packages_file", pa.string(), "name of the list of installed packages"),
-        _field("packages", pa.string(), "the list"),
+        _field("files", pa.string(), "JSON: name of each text file -> content"),
     ]
 )
 

@@ -27,6 +27,7 @@ class ImageSets:
         self.root, self.cache = root, cache
         self._open: dict[Source, ImageSet] = {}
         self._digests: dict[External, str] = {}
+        self._common: dict[tuple[Source, Source], tuple[str, str] | None] = {}
         self._identities = Identities(self.fingerprint)
 
     def __getitem__(self, source: Source) -> ImageSet:
@@ -70,9 +71,19 @@ class ImageSets:
         require(run.objective)
         train = self[run.data.train]
         for name, source in run.evaluation.datasets.items():
-            if self[source].content == train.content:
-                raise StudyError(f"data.train ({train.name}) holds the very images of evaluation.datasets.{name}")
+            same = self._shared(run.data.train, source)
+            if same is not None:
+                raise StudyError(
+                    f"data.train ({train.name}) holds image '{same[1]}' of evaluation.datasets.{name}, as '{same[0]}': "
+                    "what is trained on cannot be tested on"
+                )
         Patches.of(run, train)
+
+    def _shared(self, train: Source, test: Source) -> tuple[str, str] | None:
+        key = train, test
+        if key not in self._common:
+            self._common[key] = self[train].shared(self[test])
+        return self._common[key]
 
     def fingerprints(self, run: Run) -> dict[str, str]:
         """Name of all that the run reads -> hash of its content."""

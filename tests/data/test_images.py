@@ -296,3 +296,15 @@ def test_several_folders_are_one_set(tmp_path: Path) -> None:
         opened(tmp_path, Folder(path=("one", "three")))
     with pytest.raises(DataError, match=r"no folder .*gone"):
         opened(tmp_path, Folder(path=("one", "gone")))
+
+
+def test_an_image_that_two_sets_share_is_found(tmp_path: Path) -> None:
+    write(tmp_path / "one", PIXELS)
+    near = PIXELS["dog"].copy()
+    near[0, 0, 0] ^= 1  # the middle row is the same
+    write(tmp_path / "near", {"puppy": near, "wide": PIXELS["dog"][:, :20]})
+    write(tmp_path / "same", {"puppy": near, "hound": PIXELS["dog"]}, ending="bmp")
+    one, near_set, same = (opened(tmp_path, Folder(path=name)) for name in ("one", "near", "same"))
+    assert one.shared(near_set) is None
+    assert one.shared(same) == ("dog", "hound")
+    assert same.shared(one) == ("hound", "dog")

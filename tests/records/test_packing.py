@@ -1,6 +1,9 @@
+import io
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from study.records import packing
@@ -15,8 +18,8 @@ NAMES = [f"run-{index}" for index in range(5)]
 def write_run(folder: Path, index: int) -> None:
     for file in ("run", "digests"):
         write_json(folder / f"{file}.json", {"file": file, "of": index, "ö": "−"})
-    command = ["study", "run", "g.yaml", "--data-root", "/home/me/images", "--cpu", "--results=/mnt/all"]
-    write_json(folder / "provenance.json", {"commit": "abc", "command": command})
+    command = ["study", "run", "sub/g.yaml", "--data-root", "/home/me/images", "--cpu", "--results=/mnt/all/r"]
+    write_json(folder / "provenance.json", {"commit": "abc", "command": command, "earlier": [{"command": command[3:]}]})
     write_json(folder / "status.json", {"state": "done", "host": "box", "process": 7, "step": index})
     write_table(
         folder,
@@ -32,6 +35,9 @@ def write_run(folder: Path, index: int) -> None:
         write_table(folder, "scalars", [{"step": n, "name": "ab"[n % 2], "value": n / 7} for n in range(300)])
         (folder / "weights.safetensors").write_bytes(b"large")
         (folder / "packages-0123.txt").write_text("torch 2.11\n")
+        (folder / "packages-4567.txt").write_text("torch 2.12\n")
+        (folder / "code-89ab.diff").write_text("+x\n")
+        write_json(folder / "not_computed.json", {"lpips": "no weights"})
         files += ["scalars.parquet", "weights.safetensors"]
     (folder / "DONE").write_text("\n".join(files))
 
@@ -60,8 +66,13 @@ def test_what_is_unpacked_reads_as_what_was_packed(results: Path, tmp_path: Path
         assert finished(other / "runs" / name)
         for file in ("run.json", "digests.json"):
             assert (other / "runs" / name / file).read_bytes() == (results / "runs" / name / file).read_bytes()
-    assert (other / "runs" / NAMES[1] / "packages-0123.txt").read_text() == "torch 2.11\n"
-    assert not list((other / "runs" / NAMES[2]).glob("packages*"))
+    texts = {path.name for path in (other / "runs" / NAMES[1]).iterdir() if path.suffix != ".parquet"}
+    assert texts == {path.name for path in (results / "runs" / NAMES[1]).iterdir() if path.suffix != ".parquet"} - {
+        "weights.safetensors"
+    }
+    for name in ("packages-0123.txt", "packages-4567.txt", "code-89ab.diff", "not_computed.json"):
+        assert (other / "runs" / NAMES[1] / name).read_bytes() == (results / "runs" / NAMES[1] / name).read_bytes()
+        assert not (other / "runs" / NAMES[2] / name).exists()
     assert not list(other.rglob("weights*"))
     assert (other / "declared" / "grid.json").read_bytes() == (results / "declared" / "grid.json").read_bytes()
     assert unpack(folder, other) == []
@@ -71,8 +82,8 @@ def test_nothing_of_the_machine_is_packed(results: Path, tmp_path: Path) -> None
     pack(results, "grid", NAMES, tmp_path / "reference")
     unpack(tmp_path / "reference", tmp_path / "other")
     run = tmp_path / "other" / "runs" / NAMES[3]
-    kept = ["study", "run", "g.yaml", "--data-root", "…", "--cpu", "--results=…"]
-    assert read_json(run / "provenance.json") == {"commit": "abc", "command": kept}
+    kept = ["study", "run", "sub/g.yaml", "--data-root", "…/images", "--cpu", "--results=…/r"]
+    assert read_json(run / "provenance.json") == {"commit": "abc", "command": kept, "earlier": [{"command": kept[3:]}]}
     assert read_json(run / "status.json") == {"state": "done", "host": None, "process": None, "step": 3}
 
 
@@ -110,6 +121,47 @@ def test_what_is_there_already_stays(results: Path, tmp_path: Path) -> None:
     assert (results / "declared" / "grid.json").read_text() == "mine"
 
 
+def test_what_was_first_declared_stays(results: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "reference"
+    pack(results, "grid", NAMES[:2], folder)
+    before = (folder / "declared" / "grid.json").read_bytes()
+    write_json(results / "declared" / "grid.json", {"question": "another"})
+    pack(results, "grid", NAMES, folder)
+    assert (folder / "declared" / "grid.json").read_bytes() == before
+
+
+def test_a_run_that_measured_something_else_since_is_refused(results: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "reference"
+    pack(results, "grid", NAMES, folder)
+    assert pack(results, "grid", NAMES, folder) == []
+    row = {"dataset": "Set5", "image": "i0", "protocol": "rgb", "metric": "psnr", "value": 9.0}
+    write_table(results / "runs" / NAMES[0], "images", [row])
+    with pytest.raises(RecordError, match=r"run-0 has other values than in .*reference; pack into another"):
+        pack(results, "grid", NAMES, folder)
+
+
+def test_an_interrupted_unpacking_leaves_no_part_of_a_run(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, other = tmp_path / "reference", tmp_path / "other"
+    pack(results, "grid", NAMES, folder)
+    written = []
+
+    def interrupted(*arguments: Any) -> None:
+        written.append(arguments)
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        write_table(*arguments)
+
+    monkeypatch.setattr(packing, "write_table", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        unpack(folder, other)
+    assert [path.name for path in (other / "runs").iterdir()] == NAMES[:1]
+    monkeypatch.undo()
+    assert unpack(folder, other) == NAMES[1:]
+    same(read(other / "runs", NAMES), read(results / "runs", NAMES))
+
+
 def test_what_cannot_be_packed_or_unpacked_is_named(results: Path, tmp_path: Path) -> None:
     folder = tmp_path / "reference"
     with pytest.raises(RecordError, match=r"begun has not finished"):
@@ -122,6 +174,10 @@ def test_what_cannot_be_packed_or_unpacked_is_named(results: Path, tmp_path: Pat
     content = costs.read_bytes()
     costs.write_bytes(content[:-9])
     with pytest.raises(RecordError, match=rf"{costs.name} is not a readable parquet file"):
+        unpack(folder, tmp_path / "other")
+    rows = pq.read_table(io.BytesIO(content))
+    pq.write_table(rows.drop_columns("unit"), costs)
+    with pytest.raises(RecordError, match=rf"{costs.name} has columns .*, expected .*unit"):
         unpack(folder, tmp_path / "other")
     costs.unlink()
     with pytest.raises(RecordError, match=rf"{costs.name} is missing"):

@@ -363,7 +363,8 @@ def test_missing_images_are_named_before_anything_starts(write_grid: Write, tmp_
     ("old", "new", "said"),
     [
         ("lr_patch_px: 12", "lr_patch_px: 64", "64"),
-        ("path: train", "path: test", "holds the very images of evaluation.datasets.held_out"),
+        ("path: train", "path: test", "of evaluation.datasets.held_out, as"),
+        ("path: train", "path: [test]", "of evaluation.datasets.held_out, as"),
     ],
 )
 def test_what_cannot_or_must_not_train_is_refused_before_anything_starts(
