@@ -16,6 +16,7 @@ from study.analysis.pictures import save_figure
 from study.analysis.published import load_published
 from study.analysis.rendering import find_style, render
 from study.analysis.results import Results
+from study.analysis.summaries import noise_table
 from study.analysis.tables import Column, Entry, Table
 from study.analysis.verdicts import coverage, decide, digits_of, interval, p_text
 from study.grid.fields import Declared
@@ -82,7 +83,7 @@ class FindingsError(StudyError):
 
 @dataclass(frozen=True)
 class Finding:
-    """A question with its declared comparisons, as numbers and as a table."""
+    """A question with its declared comparisons, as numbers and as a table; without any, how far its seeds differ."""
 
     question: Question
     comparisons: Sequence[Comparison]
@@ -141,7 +142,7 @@ def _find(question: Question, results: Results) -> Finding:
             f"reports/findings.yaml, {question.grid}: its reading was written for other verdicts; found now: "
             + "; ".join(wrong)
         )
-    return Finding(question, comparisons, effects_table(results, comparisons))
+    return Finding(question, comparisons, effects_table(results, comparisons) if comparisons else noise_table(results))
 
 
 def effects_table(results: Results, comparisons: Sequence[Comparison]) -> Table:
