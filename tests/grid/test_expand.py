@@ -199,12 +199,12 @@ def test_ten_thousand_runs_expand_and_hash_in_five_seconds(tmp_path: Path) -> No
         f"question: q\nseeds: 5\naxes:\n  optimisation.steps: [{steps}]\n  optimisation.batch: [{batches}]\n"
         "analysis: {baseline: 'steps=1, batch=1', dataset: Set5}\n"
     )
-    begun = time.perf_counter()
+    begun = time.process_time()
     plan = load_plan(path)
     fingerprints = {source: "0" for _, run in plan.runs() for source in inputs(run)}
     ids = {run_id(run, fingerprints) for _, run in plan.runs()}
     assert len(ids) == 10_000
-    assert time.perf_counter() - begun < 5
+    assert time.process_time() - begun < 5
 
 
 def test_a_variant_may_count_its_seeds_from_another_one(tmp_path: Path) -> None:
