@@ -3,6 +3,7 @@
 Everything comes from the runs in RESULTS and from reports/findings.yaml; FOLDER is the repository when absent.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def main(results: Path, out: Path = ROOT) -> None:
         path = Path("ablations") / f"{grid}.yaml"
         stored = stored_grid(ROOT / path, budget, results)
         folder = out / "reports" / "rendered" / name
+        shutil.rmtree(folder, ignore_errors=True)  # a figure of yesterday's may not stay
         command = f"make reports, or study report {path}" + (f" --budget {budget}" if budget else "")
         build_report(*stored, results / "runs", folder, command)
         for figure in (folder / "figures").glob("*.svg"):  # the page holds them
