@@ -7,7 +7,6 @@ from functools import cache
 
 import cv2
 import numpy as np
-from scipy.special import j1, pdtr
 
 from study.data.philox import Purpose, words
 
@@ -42,6 +41,8 @@ def sinc_kernel(side_px: int, cutoff: float) -> np.ndarray:
         side_px: side of the kernel, odd.
         cutoff: radians per pixel; pi passes every frequency along the axes.
     """
+    from scipy.special import j1  # a quarter of a second to import, and a plan distorts nothing
+
     x, y = _grid(side_px)
     radius = np.hypot(x, y)
     away = np.where(radius == 0, 1, radius)
@@ -146,6 +147,8 @@ def _poisson(means: np.ndarray, seed: int) -> np.ndarray:
 @cache
 def _poisson_table() -> tuple[np.ndarray, np.ndarray]:
     """For all counts k of all means m from 0 to 255 in turn m + P(X <= k | m), and where each mean begins."""
+    from scipy.special import pdtr  # late, as above
+
     rows = []
     for mean in range(256):
         cumulative = pdtr(np.arange(int(mean + 10 * np.sqrt(mean) + 20)), mean)
