@@ -9,7 +9,7 @@ then slows down by an order of magnitude; one process for each core is faster an
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -118,16 +118,25 @@ def _in_blocks(x: Tensor) -> bool:
     )
 
 
-def _blocks(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Blocks of matrices, and of their queries where one matrix is large."""
-    count, length, span = len(queries), queries.shape[2], keys.shape[2]
+def _blocks(span: int, whole: Sequence[Tensor], cut: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Views of as many matrices at once as a block holds, and of some of their queries where one matrix is large.
+
+    Args:
+        span: keys, S.
+        whole: (n, ...) each.
+        cut: (n, ..., L) each, with a column for each query.
+
+    Yields:
+        A block of each, in their order.
+    """
+    length = cut[0].shape[2]
     parts = -(-length * span // _BLOCK)
     width = length if parts == 1 else max(16, -(-length // parts))
     width += -width % 16 if parts > 1 else 0  # products of other widths are slower
     step = max(1, _BLOCK // (width * span))
-    for first in range(0, count, step):
-        for start in range(0, length, width):
-            yield slice(first, min(count, first + step)), slice(start, min(length, start + width))
+    for some in zip(*(part.split(step) for part in (*whole, *cut)), strict=True):
+        for columns in zip(*(part.split(width, dim=2) for part in some[len(whole) :]), strict=True):
+            yield *some[: len(whole)], *columns
 
 
 class _Room:
@@ -152,16 +161,14 @@ def _weighted_sums(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     extended = _with_ones(values)
     sums = queries.new_empty(len(queries), extended.shape[1], queries.shape[2])
     room = _Room(queries)
-    for some, columns in _blocks(queries, keys):
-        weights = _exponentials(queries[some, :, columns], keys[some], room)
-        torch.bmm(extended[some], weights, out=sums[some, :, columns])
+    for across, extension, here, out in _blocks(keys.shape[2], (keys.mT, extended), (queries, sums)):
+        torch.bmm(extension, _exponentials(here, across, room), out=out)
     return sums
 
 
 def _exponentials(queries: Tensor, keys: Tensor, room: _Room) -> Tensor:
-    """Unnormalised weights of (n, e, w) queries on (n, e, S) keys, (n, S, w)."""
-    shape = len(queries), keys.shape[2], queries.shape[2]
-    return torch.bmm(keys.mT, queries, out=room(*shape)).exp_()
+    """Unnormalised weights of (n, e, w) queries on (n, S, e) keys, (n, S, w)."""
+    return torch.bmm(keys, queries, out=room(len(queries), keys.shape[1], queries.shape[2])).exp_()
 
 
 class _Blocked(torch.autograd.Function):
@@ -182,15 +189,17 @@ class _Blocked(torch.autograd.Function):
         extended = torch.cat([gradient, -(gradient * mixed).sum(dim=1, keepdim=True)], dim=1)
         of_queries, of_keys = torch.empty_like(queries), torch.zeros_like(keys)
         of_values = keys.new_zeros(len(keys), mixed.shape[1], keys.shape[2])
-        values = _with_ones(values)
         room, other = _Room(queries), _Room(queries)
-        for some, columns in _blocks(queries, keys):
-            here = queries[some, :, columns]
-            weights = _exponentials(here, keys[some], room)
-            of_values[some].baddbmm_(gradient[some, :, columns], weights.mT)
-            slopes = torch.bmm(values[some].mT, extended[some, :, columns], out=other(*weights.shape)).mul_(weights)
-            torch.bmm(keys[some], slopes, out=of_queries[some, :, columns])
-            of_keys[some].baddbmm_(here, slopes.mT)
+        whole = keys, keys.mT, _with_ones(values).mT, of_keys, of_values
+        cut = queries, gradient, extended, of_queries
+        for key, key_rows, value_rows, of_key, of_value, query, slope, both, of_query in _blocks(
+            keys.shape[2], whole, cut
+        ):
+            weights = _exponentials(query, key_rows, room)
+            of_value.baddbmm_(slope, weights.mT)
+            slopes = torch.bmm(value_rows, both, out=other(*weights.shape)).mul_(weights)
+            torch.bmm(key, slopes, out=of_query)
+            of_key.baddbmm_(query, slopes.mT)
         return of_queries, of_keys, of_values, None
 
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from study.grid.models import CFSR as CFSRConfig
+from study.models.depthwise import DepthwiseConv2d
+from study.models.layers import Pointwise
 
 _MEAN = (0.4488, 0.4371, 0.4040)
 _EDGES = (
@@ -73,7 +75,7 @@ class LargeKernelConv(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.lkb_reparam = nn.Conv2d(width, width, 9, padding=4, groups=width)
+        self.lkb_reparam = DepthwiseConv2d(width, 9)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.lkb_reparam(x)
@@ -85,9 +87,9 @@ class ConvMod(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = ChannelNorm(width)
-        self.a = nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU(), LargeKernelConv(width))
-        self.v = nn.Conv2d(width, width, 1)
-        self.proj = nn.Conv2d(width, width, 1)
+        self.a = nn.Sequential(Pointwise(width, width), nn.GELU(), LargeKernelConv(width))
+        self.v = Pointwise(width, width)
+        self.proj = Pointwise(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
@@ -100,9 +102,9 @@ class MLP(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.norm = ChannelNorm(width)
-        self.fc1 = nn.Conv2d(width, hidden, 1)
+        self.fc1 = Pointwise(width, hidden)
         self.pos = EdgeConv(hidden)
-        self.fc2 = nn.Conv2d(hidden, width, 1)
+        self.fc2 = Pointwise(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.fc1(self.norm(x)))
@@ -125,8 +127,8 @@ class Block(nn.Module):
         nn.init.constant_(self.layer_scale_2, 1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.layer_scale_1.view(-1, 1, 1) * self.attn(x)
-        return x + self.layer_scale_2.view(-1, 1, 1) * self.mlp(x)
+        x = torch.addcmul(x, self.layer_scale_1.view(-1, 1, 1), self.attn(x))
+        return torch.addcmul(x, self.layer_scale_2.view(-1, 1, 1), self.mlp(x))
 
 
 class Layer(nn.Module):
@@ -135,7 +137,7 @@ class Layer(nn.Module):
     def __init__(self, width: int, hidden: int, blocks: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(width, hidden) for _ in range(blocks))
-        self.conv = nn.Conv2d(width, width, 1)
+        self.conv = Pointwise(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -165,7 +167,7 @@ class CFSR(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Maps `x` (B, 3, H, W) in [0, 1] to (B, 3, sH, sW), not clamped; `keys` is not used."""
-        shallow = features = self.conv_first(x - self.mean)
+        shallow = features = self.conv_first((x - self.mean).contiguous(memory_format=torch.channels_last))
         for layer in self.layers:
             features = layer(features)
         return self.upsample(self.conv_after_body(self.norm(features)) + shallow) + self.mean

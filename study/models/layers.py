@@ -11,8 +11,22 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from study.models import attention
+from study.models.depthwise import DepthwiseConv2d
 
 _SLOPE = 0.1
+
+
+class Pointwise(nn.Conv2d):
+    """1 x 1 convolution as a linear layer; (B, C, H, W) -> (B, D, H, W), channels last.
+
+    On a CPU PyTorch has no fast one for every size and number of threads; a linear layer always is one product.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
 
 
 class SelfAttention(nn.Module):
@@ -38,14 +52,16 @@ class SelfAttention(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """5 x 5 depthwise convolution and GELU; (B, H, W, C) -> (B, H, W, C)."""
+    """5 x 5 depthwise convolution and GELU, added to its input; (B, H, W, C) -> (B, H, W, C)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.depthwise_conv = nn.Sequential(nn.Conv2d(width, width, 5, padding=2, groups=width), nn.GELU())
+        self.depthwise_conv = nn.Sequential(DepthwiseConv2d(width, 5), nn.GELU())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.depthwise_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        planes = x.permute(0, 3, 1, 2)
+        # added before it is seen as a view: autograd copies where a view is changed in place
+        return self.depthwise_conv(planes).add_(planes).permute(0, 2, 3, 1)
 
 
 class ConvFFN(nn.Module):
@@ -58,8 +74,7 @@ class ConvFFN(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.gelu(self.fc1(x))
-        return self.fc2(self.dwconv(hidden).add_(hidden))
+        return self.fc2(self.dwconv(F.gelu(self.fc1(x))))
 
 
 class MLP(nn.Module):

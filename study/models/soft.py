@@ -7,7 +7,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from study.grid.models import CATANet, NoPrior, Soft
@@ -20,6 +19,7 @@ from study.models.layers import (
     full_precision,
 )
 from study.models.prototypes import PrototypeBlock, occupancy
+from study.models.support import sparsemax, top_softmax
 
 # Where the entropy of A begins at half of log M: measured at initialisation after the first training forward, eight
 # 64 x 64 crops of B100, default size, mean over blocks, 0.48 to 0.51 of log M each (0.1 gives k-means 0.94).
@@ -198,8 +198,8 @@ class SoftAggregation(PrototypeBlock):
     def _gather(self, normed: Tensor, shares: Tensor) -> Tensor:
         """Tokens to prototypes: weighted means of values, A normalised over the tokens; (B, M, d)."""
         values = self.to_prototypes.to_v(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        load = shares.sum(dim=2)[..., None] + _LEAST_LOAD
-        means = (shares.transpose(2, 3) @ values) / load
+        sums = shares.transpose(2, 3) @ F.pad(values, (0, 1), value=1.0)  # the load comes with the same product
+        means = sums[..., :-1] / (sums[..., -1:] + _LEAST_LOAD)
         return self.to_prototypes.proj(means.transpose(1, 2).flatten(2))
 
     def _scatter(self, normed: Tensor, shares: Tensor, prototypes: Tensor) -> Tensor:
@@ -228,45 +228,3 @@ def flow_widths(config: CATANet) -> tuple[int, int]:
     flow = room // (per_flow + per_hidden) // config.heads * config.heads
     flow = max(flow, config.heads)
     return flow, max(1, round((room - flow * per_flow) / per_hidden))
-
-
-def top_softmax(logits: Tensor, count: int) -> Tensor:
-    """Softmax over the `count` largest entries of each row, zero elsewhere.
-
-    With one entry the weight is 1 whatever its logit, so there the gradient is that of the full softmax
-    (straight-through).
-    """
-    if count == 1:
-        shares = logits.softmax(dim=-1)
-        largest = logits.argmax(dim=-1, keepdim=True)
-        return torch.zeros_like(shares).scatter(-1, largest, 1.0) + (shares - shares.detach())
-    largest = logits.topk(count, dim=-1).indices
-    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, largest, True)
-    return logits.masked_fill(~kept, -math.inf).softmax(dim=-1)
-
-
-def sparsemax(logits: Tensor) -> Tensor:
-    """Euclidean projection of each row onto the simplex (Martins & Astudillo, ICML 2016, algorithm 1)."""
-    return _Sparsemax.apply(logits)
-
-
-class _Sparsemax(torch.autograd.Function):
-    """Closed form of both directions: the shares are the largest tensors of the network, so few are made."""
-
-    @staticmethod
-    def forward(ctx, logits: Tensor) -> Tensor:
-        ordered = logits.sort(dim=-1, descending=True).values
-        excess = ordered.cumsum(dim=-1).sub_(1)
-        rank = torch.arange(1, logits.shape[-1] + 1, device=logits.device, dtype=logits.dtype)
-        size = (ordered.mul_(rank) > excess).sum(dim=-1, keepdim=True).clamp_(min=1)  # none in a row of NaN
-        shares = (logits - excess.gather(-1, size - 1) / size).clamp_(min=0)
-        ctx.save_for_backward(shares)
-        return shares
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        (shares,) = ctx.saved_tensors
-        inside = (shares > 0).to(gradient.dtype)
-        kept = gradient * inside
-        return kept.addcmul_(inside, kept.sum(dim=-1, keepdim=True) / inside.sum(dim=-1, keepdim=True), value=-1)

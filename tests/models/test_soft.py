@@ -16,7 +16,7 @@ from study.grid.schema import Run
 from study.models import build, catanet
 from study.models.hard import HardAggregation
 from study.models.prototypes import similarities
-from study.models.soft import SoftAggregation, flow_widths, sparsemax, top_softmax
+from study.models.soft import SoftAggregation, flow_widths
 from study.objectives.routing import routing_loss
 from tests.shared import shared
 
@@ -100,32 +100,6 @@ def test_top_one_assigns_as_the_hard_block(training: bool) -> None:
     torch.testing.assert_close(soft.means, hard.means)
     assert torch.equal(soft.assignment(), hard.assignment())
     assert len(hard.assignment().unique()) == COUNT
-
-
-def test_top_one_passes_the_gradient_of_the_full_softmax() -> None:
-    logits, weight = numbers(3, COUNT).requires_grad_(), numbers(3, COUNT, seed=1)
-    (through,) = torch.autograd.grad((top_softmax(logits, 1) * weight).sum(), logits)
-    (full,) = torch.autograd.grad((logits.softmax(dim=-1) * weight).sum(), logits)
-    torch.testing.assert_close(through, full)
-
-
-def test_top_k_of_equal_logits_keeps_k() -> None:
-    assert ((top_softmax(torch.zeros(4, COUNT), 3) > 0).sum(dim=-1) == 3).all()
-
-
-def test_sparsemax_known_values_and_gradient() -> None:
-    logits = torch.tensor([[0.5, 0.0, -1.0], [3.0, 0.0, 0.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
-    expected = torch.tensor([[0.75, 0.25, 0], [1, 0, 0], [1 / 3, 1 / 3, 1 / 3]], dtype=torch.float64)
-    torch.testing.assert_close(sparsemax(logits), expected)
-    assert sparsemax(torch.full((1, 3), math.nan)).isnan().all()
-    assert torch.autograd.gradcheck(sparsemax, (numbers(6, COUNT).requires_grad_(),))
-
-
-def test_sparsemax_is_the_nearest_point_of_the_simplex() -> None:
-    logits = numbers(50, COUNT)
-    others = torch.distributions.Dirichlet(torch.full((COUNT,), 0.5, dtype=torch.float64)).sample((200, 1))
-    nearest = (logits - sparsemax(logits)).square().sum(dim=-1)
-    assert (nearest <= (logits - others).square().sum(dim=-1) + 1e-12).all()
 
 
 @pytest.mark.parametrize("soft", [*SUPPORTS, {"scatter": "attention"}, {"prior": {"kind": "frequency"}}])
