@@ -1,9 +1,9 @@
 """Multi-head softmax attention whose heads are narrow: 9 and 10 channels in CATANet.
 
-On a GPU, under autocast and with several CPU threads, PyTorch's fused kernel does the work; it refuses such widths, so
-that heads are padded with zeros. On one CPU thread in full precision that kernel spends more time on its running
-maximum than on products: there the weights are exponentials as they are, in blocks that stay in the core's cache, and
-a row of ones among the values sums them up. Should a sum leave the safe range, PyTorch's kernel does it after all.
+On a GPU and with several CPU threads PyTorch's fused kernel does the work; it refuses such widths, so that heads are
+padded with zeros. On one CPU thread that kernel spends more time on its running maximum than on products: there the
+weights are exponentials as they are, in blocks that stay in the core's cache, and a row of ones among the values sums
+them up; in full precision under autocast, too. Should a sum leave the safe range, PyTorch's kernel does it after all.
 (With several threads the thousands of small products meet at as many barriers, and a machine that others use, too,
 then slows down by an order of magnitude; one process for each core is faster anyway.)
 """
@@ -54,13 +54,9 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, real: Tensor | None = 
     """
     keys, values = (part.expand(len(queries), -1, -1, -1) for part in (keys, values))
     if real is None and _in_blocks(queries):
-        parts = [part.mT.flatten(0, 1) for part in (queries, keys, values)]
-        with torch.no_grad():
-            sums = _weighted_sums(*parts)
-            low, high = sums[:, -1].aminmax()
-        # what is not a number must come out as such, which PyTorch's kernel does not guarantee
-        if low.isnan() or (low > 1 / _SAFE and high < _SAFE):
-            return _Blocked.apply(*parts, sums).unflatten(0, queries.shape[:2]).mT
+        mixed = _attend_in_blocks(*(part.mT.flatten(0, 1) for part in (queries, keys, values)))
+        if mixed is not None:
+            return mixed.unflatten(0, queries.shape[:2]).mT
     width = _aligned(max(queries.shape[-1], values.shape[-1]), queries)
     padded = [_widened(part, width) for part in (queries, keys, values)]
     mask = None if real is None else real[:, None, None, :].expand(-1, -1, queries.shape[2], -1)
@@ -109,13 +105,21 @@ def _aligned(width: int, x: Tensor) -> int:
 
 
 def _in_blocks(x: Tensor) -> bool:
-    return (
-        not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
-        and torch.get_num_threads() == 1
-        and x.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled("cpu")
-    )
+    return not torch.compiler.is_compiling() and x.device.type == "cpu" and torch.get_num_threads() == 1
+
+
+def _attend_in_blocks(*parts: Tensor) -> Tensor | None:
+    """Attention of (n, e, L) queries over (n, e, S) keys and (n, f, S) values; None where exponentials are not safe."""
+    dtype = parts[0].dtype
+    with torch.autocast("cpu", enabled=False):
+        parts = tuple(part if part.dtype == torch.float64 else part.float() for part in parts)
+        with torch.no_grad():
+            sums = _weighted_sums(*parts)
+            low, high = sums[:, -1].aminmax()
+        # what is not a number must come out as such, which PyTorch's kernel does not guarantee
+        if low.isnan() or (low > 1 / _SAFE and high < _SAFE):
+            return _Blocked.apply(*parts, sums).to(dtype)
+    return None
 
 
 def _blocks(span: int, whole: Sequence[Tensor], cut: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:

@@ -11,7 +11,8 @@ _TAPS = 3  # columns of a kernel whose gradient oneDNN computes at full speed; f
 class DepthwiseConv2d(nn.Conv2d):
     """Depthwise convolution with an odd side that keeps the size; (B, C, H, W) -> (B, C, H, W), channels last.
 
-    On a CPU, in full precision, the gradient of a kernel wider than three columns is taken three columns at a time.
+    On a CPU the gradient of a kernel wider than three columns is taken three columns at a time, and in full precision
+    under autocast, too.
     """
 
     def __init__(self, width: int, side: int) -> None:
@@ -24,12 +25,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 def _by_columns(x: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-    )
+    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class _Depthwise(torch.autograd.Function):
@@ -43,9 +39,10 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        margin = weight.shape[3] // 2
-        of_x, _, _ = _backward(gradient, x, weight, margin, (True, False, False))
-        return of_x, _of_kernel(gradient, x, weight.shape[3]), gradient.sum(dim=(0, 2, 3))
+        like = gradient.dtype  # that of autocast where there was one
+        of_x, _, _ = _backward(gradient, x.to(like), weight.to(like), weight.shape[3] // 2, (True, False, False))
+        gradient = gradient.to(weight.dtype)
+        return of_x.to(x.dtype), _of_kernel(gradient, x, weight.shape[3]), gradient.sum(dim=(0, 2, 3))
 
 
 def _of_kernel(gradient: Tensor, x: Tensor, side: int) -> Tensor:
@@ -58,12 +55,12 @@ def _of_kernel(gradient: Tensor, x: Tensor, side: int) -> Tensor:
     batch, channels, height, width = x.shape
     margin = side // 2
     rows, columns = height + 2 * margin, width + 2 * margin
-    held = x.new_zeros(batch * rows * columns * channels + (side - 1) * channels)
+    held = gradient.new_zeros(batch * rows * columns * channels + (side - 1) * channels)
     shape = batch, channels, rows, columns
     strides = rows * columns * channels, 1, columns * channels, channels
     held.as_strided(shape, strides)[:, :, margin:-margin, margin:-margin] = x
     wide = F.pad(gradient, (0, columns - width - (_TAPS - 1)))
-    kernel = x.new_empty(channels, 1, side, _TAPS)
+    kernel = gradient.new_empty(channels, 1, side, _TAPS)
     parts = [
         _backward(wide, held.as_strided(shape, strides, first * channels), kernel, 0, (False, True, False))[1]
         for first in range(0, side, _TAPS)

@@ -66,7 +66,7 @@ class IMDN(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Maps `x` (B, 3, H, W) in [0, 1] to (B, 3, sH, sW), not clamped; `keys` is not used."""
-        shallow = features = self.fea_conv(x)
+        shallow = features = self.fea_conv(x.contiguous(memory_format=torch.channels_last))
         outputs = []
         for number in range(1, self.config.blocks + 1):
             features = self.get_submodule(f"IMDB{number}")(features)

@@ -55,6 +55,20 @@ def test_sums_out_of_range_go_another_way(factor: float) -> None:
     assert torch.isfinite(torch.autograd.grad(found.sum(), queries)[0]).all()
 
 
+def test_autocast_rounds_what_comes_in_and_what_goes_out() -> None:
+    parts = [numbers(2, 2, 40, 5, seed=seed).bfloat16() for seed in range(3)]
+    own = [part.clone().requires_grad_() for part in parts]
+    reference = [part.double().requires_grad_() for part in parts]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(*own)
+    expected = plain(*reference)
+    assert torch.equal(found, expected.float().bfloat16())
+    gradients = torch.autograd.grad(found, own, torch.ones_like(found))
+    for mine, theirs in zip(gradients, torch.autograd.grad(expected.sum(), reference), strict=True):
+        assert mine.dtype == torch.bfloat16
+        torch.testing.assert_close(mine.double(), theirs, rtol=2**-8, atol=1e-5)
+
+
 def test_not_a_number_stays_one() -> None:
     queries = torch.full((1, 1, 4, 1), float("nan"))
     assert attend(queries, torch.ones(1, 1, 5, 1), torch.ones(1, 1, 5, 2)).isnan().all()

@@ -42,6 +42,15 @@ def test_a_wide_kernel_is_taken_by_columns(monkeypatch: pytest.MonkeyPatch) -> N
     for side in (3, 5, 9):
         results(DepthwiseConv2d(3, side), torch.rand(1, 3, 6, 6))
     assert called == [5, 9]
+
+
+def test_autocast_leaves_the_gradient_of_the_kernel_in_full_precision() -> None:
+    conv, x = DepthwiseConv2d(8, 5), torch.rand(2, 8, 16, 16)
+    _, of_x, of_kernel, of_bias = results(conv, x)
     with torch.autocast("cpu", torch.bfloat16):
-        DepthwiseConv2d(3, 5)(torch.rand(1, 3, 6, 6)).sum().backward()
-    assert called == [5, 9]
+        rounded = results(conv, x)
+    assert rounded[0].dtype == torch.bfloat16
+    assert [part.dtype for part in rounded[1:]] == [torch.float32] * 3
+    torch.testing.assert_close(rounded[2], of_kernel, rtol=0, atol=0.01 * float(of_kernel.abs().max()))
+    torch.testing.assert_close(rounded[1], of_x, rtol=0, atol=0.02 * float(of_x.abs().max()))
+    torch.testing.assert_close(rounded[3], of_bias, rtol=0, atol=0.01 * float(of_bias.abs().max()))
