@@ -12,6 +12,18 @@ from study.records.store import read_json
 SHOWN = 3  # values that runs disagree on are listed up to here
 
 
+def training_codes(results: Results, runs: Path) -> list[str]:
+    """Hashes of the code that the runs were trained by, each with the cells it trained; cut to twelve digits."""
+    cells: dict[str, dict[str, int]] = {}
+    for cell, _, run in results.runs():
+        path = runs / run / "provenance.json"
+        if run and path.exists() and cell.runs[0].trains:
+            code = str(read_json(path).get("training_sha256", "not recorded"))[:12]
+            part = cells.setdefault(code, {})
+            part[cell.name] = part.get(cell.name, 0) + 1
+    return [f"{code}: {', '.join(f'{cell} ({count})' for cell, count in part.items())}" for code, part in cells.items()]
+
+
 def provenance_table(results: Results, runs: Path) -> Table:
     """One row per key of the runs' provenance.json; where runs disagree, every value with the number of its runs."""
     found = {}

@@ -93,7 +93,10 @@ def ranking_caption(ranking: CellRanking) -> str:
     if ranking.test.p > ranking.alpha:
         text += ", here all of them, since Friedman's test finds no difference"
     rough = " With so few datasets or cells both tests are rough." if ranking.rough else ""
-    return f"{text}. Ranks say nothing of the size of a difference.{rough}"
+    return (
+        f"{text}. All datasets were scored with the same trained networks, so p and bars are about these weights, not "
+        f"about retraining. Ranks say nothing of the size of a difference.{rough}"
+    )
 
 
 def draw_ranking(results: Results) -> Figure | None:

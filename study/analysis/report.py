@@ -13,6 +13,7 @@ from matplotlib.style import context as style_context
 
 from study.analysis.comparisons import Comparison, compare_declared
 from study.analysis.pictures import Picture, writing_beside, writing_nothing
+from study.analysis.provenance import training_codes
 from study.analysis.rendering import FORMATS, find_style, render
 from study.analysis.results import Results
 from study.analysis.sections import Section, build_sections
@@ -20,7 +21,7 @@ from study.analysis.summaries import TONES
 from study.analysis.tables import Table
 from study.analysis.verdicts import VERDICTS, decide, describe
 from study.grid.plan import Plan
-from study.records.declaration import changes
+from study.records.declaration import changes, declared
 from study.records.store import Records, replace
 
 
@@ -75,6 +76,8 @@ def build_report(
             "answers": [_answer(comparison) for comparison in comparisons],
             "counts": results.counts(),
             "problems": _problems(results),
+            "declared": declared(runs.parent, plan),
+            "codes": training_codes(results, runs),
             "changes": changes(runs.parent, plan),
             "sections": sections,
             "command": command,

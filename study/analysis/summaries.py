@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 
 from study.analysis import origins
-from study.analysis.comparisons import CLAIM_NAMES, Comparison, declared_pairs, protocol_means
+from study.analysis.comparisons import CLAIM_NAMES, TEST_NAMES, Comparison, declared_pairs, protocol_means
 from study.analysis.complexity import NAMES
 from study.analysis.power import detectable_effect
 from study.analysis.ranking import rank_cells, ranking_caption
 from study.analysis.results import STATES, Measure, Results
 from study.analysis.tables import Column, Entry, Table, Value
-from study.analysis.verdicts import attainability, decide, digits_of, interval, p_text, signed
+from study.analysis.verdicts import VERDICTS, attainability, decide, digits_of, interval, p_text, signed
 from study.grid.plan import Cell
 from study.grid.schema import Run
 
@@ -22,7 +22,7 @@ COSTS = ("parameters", "multiply_adds_720p")
 
 
 def declaration_table(results: Results) -> Table:
-    """What was declared before anything ran."""
+    """What the grid declares."""
     grid, primary = results.plan.grid, results.primary
     analysis = grid.analysis
     pairs = declared_pairs(results)
@@ -51,7 +51,7 @@ def declaration_table(results: Results) -> Table:
         ("stopping rule", "fixed: " + "; ".join(rules) if rules else "—"),
         ("budget", results.plan.budget or "none"),
     ]
-    return Table("declaration", "Declared before the runs.", (Column("what"), Column("value")), tuple(rows))
+    return Table("declaration", "What the grid declares.", (Column("what"), Column("value")), tuple(rows))
 
 
 def _stopping_rule(results: Results, cell: Cell, run: Run) -> str:
@@ -195,11 +195,16 @@ def comparison_table(
         rows.append(tuple(row))
     described = " Bootstrap: seeds and images resampled, as description only; it is too narrow at few seeds."
     centre = " δ: its estimate, the mean, or over images of trained weights the pseudo-median." if True in ranks else ""
-    notes = (
+    notes = [
         f"Interval: of the named claim's test, not corrected for the number of comparisons.{centre}",
-        f"Improved: share of images that the first is better on, on average.{described if declared else ''}",
-    )
-    return Table(name, caption, tuple(columns), tuple(rows), notes)
+        "Improved: share of images that the first is better on, on average; rank-biserial: the same weighted by ranks, "
+        f"−1 to +1. All images share the seeds' luck: most can go one way by chance.{described if declared else ''}",
+    ]
+    if declared:
+        claims = dict.fromkeys(comparison.claim for comparison in comparisons)
+        notes += [f"Claim '{CLAIM_NAMES[claim]}': {TEST_NAMES[claim]} (docs/calibration.md)." for claim in claims]
+        notes += [f"{verdict}: {VERDICTS[verdict]}." for verdict in dict.fromkeys(map(decide, comparisons))]
+    return Table(name, caption, tuple(columns), tuple(rows), tuple(notes))
 
 
 def p_entry(p: float) -> Entry:

@@ -152,7 +152,7 @@ def _reach(comparison: Comparison, digits: int, unit: str) -> str:
         margin = f"{comparison.margin:g} {unit}"
         if not np.isnan(comparison.needed_to_find):
             needed = counted(comparison.needed_to_find, comparison)
-            parts.append(f"Finding a true difference of {margin} takes {needed}.")
+            parts.append(f"Finding a true difference of {margin} takes {needed}, if their spread is as it was here.")
         parts.append(f"Equivalence within {margin}: {attainability(comparison)}.")
     return " ".join(parts)
 
@@ -180,7 +180,7 @@ def attainability(comparison: Comparison) -> str:
         return "not attainable with these images at any number of seeds" if unit == "seeds" else "not attainable"
     if comparison.needed <= have:
         return "attainable, not shown"
-    return f"not attainable, needs about {comparison.needed:.0f} {unit}"
+    return f"not attainable, needs about {comparison.needed:.0f} {unit} of this spread"
 
 
 def _limits(comparison: Comparison) -> str:

@@ -71,7 +71,7 @@ def run_on_slurm(plan: Plan, path: Path, launch: Launch, detach: bool) -> dict[s
     names = {run_id: title(*member) for run_id, member in members.items()}
     runs, folder = launch.results / "runs", home(launch.results, plan.name)
     done = _done(runs, names)
-    declare(launch.results, plan)  # whole: a task would declare its own runs alone
+    declare(launch.results, plan, len(done))  # whole: a task would declare its own runs alone
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=LOCK_S):

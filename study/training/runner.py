@@ -97,7 +97,7 @@ def run_grid(plan: Plan, options: Options) -> dict[str, str]:
     done = {run_id: stored[run_id].state for run_id in grid if run_id in stored}
     done = {run_id: state for run_id, state in done.items() if state["state"] == "done"}
     if processes.first:
-        declare(options.results, plan)
+        declare(options.results, plan, len(done))
     anew = _clean(done, grid, folder, torch.device("cuda" if _on_gpu(options) else "cpu"), processes.first)
     for run_id in anew:
         del done[run_id]

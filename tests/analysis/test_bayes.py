@@ -70,10 +70,10 @@ def test_the_table_names_what_is_likely(tmp_path):
     study = draw_study(tmp_path, GRID, effects={"soft, count=16": 0.3, "soft, count=32": -0.3})
     table = bayes_table(compare_declared(arrange(study)))
     likely = {row[0].value: row[-1].value for row in table.entries()}
-    assert likely["soft, count=16 vs hard, count=16"] == "better"
-    assert likely["soft, count=32 vs soft, count=16"] == "worse"
+    assert likely["soft, count=16 vs hard, count=16"] == "weights better"
+    assert likely["soft, count=32 vs soft, count=16"] == "weights worse"
     assert "0.02 dB" in table.caption
-    assert "says nothing about retraining" in table.notes[0]
+    assert "retraining is left out" in table.caption
 
 
 def test_without_a_margin_or_values_there_is_no_row(tmp_path):
