@@ -74,6 +74,9 @@ def _validated(document: Document, overlay: Document) -> tuple[Grid, dict[str, A
     tree = merge(Run().model_dump(), merge(base, shared))
     tree = merge(tree, {"model": overlay.tree.get("models", {}).get(_kind(tree, "model"), {})})
     tree = merge(tree, overlay.tree.get("objectives", {}).get(_kind(tree, "objective"), {}))
+    if _assignment(tree):
+        own = overlay.tree.get("assignments", {}).get(_assignment(tree), {})
+        tree = merge(tree, {"model": {"assignment": own}})
     whole = {**document.tree, "base": tree}
     if "seeds" in overlay.tree:
         whole["seeds"] = overlay.tree["seeds"]
@@ -90,11 +93,18 @@ def _validated(document: Document, overlay: Document) -> tuple[Grid, dict[str, A
 
 
 def _locate(document: Document, overlay: Document, path: KeyPath, run_path: KeyPath) -> str:
-    """Place of a key that may come from the budget (by kind of model, or plainly) or from the grid."""
+    """Place of a key that may come from the budget or from the grid."""
+    return _in_budget(overlay, run_path) or document.place(path)
+
+
+def _in_budget(overlay: Document, run_path: KeyPath) -> str:
+    """Place of a run's key in the budget, by a kind of model, assignment or objective, or plainly; else empty."""
     candidates = [
         ("started", *run_path),
         *(("objectives", kind, *run_path) for kind in overlay.tree.get("objectives", {})),
     ]
+    if run_path[:2] == ("model", "assignment"):
+        candidates += [("assignments", kind, *run_path[2:]) for kind in overlay.tree.get("assignments", {})]
     if run_path[:1] == ("model",):
         candidates += [("models", kind, *run_path[1:]) for kind in overlay.tree.get("models", {})]
     else:
@@ -102,11 +112,16 @@ def _locate(document: Document, overlay: Document, path: KeyPath, run_path: KeyP
     for candidate in candidates:
         if candidate and candidate in overlay.places:
             return overlay.place(candidate)
-    return document.place(path)
+    return ""
 
 
 def _kind(tree: Mapping[str, Any], part: str) -> str:
     return str(tree[part].get("kind")) if isinstance(tree.get(part), Mapping) else ""
+
+
+def _assignment(tree: Mapping[str, Any]) -> str:
+    """Kind of the assignment, empty where the model has none."""
+    return _kind(tree["model"], "assignment") if isinstance(tree.get("model"), Mapping) else ""
 
 
 def _dotted(path: KeyPath) -> str:
@@ -219,7 +234,8 @@ def _name(labels: Mapping[str, str], grid: Grid) -> str:
 def _resolve(
     document: Document, overlay: Document, grid: Grid, tree: dict[str, Any], combination: _Combination
 ) -> Cell:
-    # what the budget says of this kind of model or objective lies below what the variant says
+    # what the budget says of this kind of model, assignment or objective lies below what the variant says
+    assignment = _assignment(tree)
     model, objective = (_final_kind(tree, part, combination) for part in ("model", "objective"))
     if model != _kind(tree, "model"):
         tree = {**tree, "model": merge({"kind": model}, overlay.tree.get("models", {}).get(model, {}))}
@@ -227,6 +243,10 @@ def _resolve(
         tree = merge({**tree, "objective": {"kind": objective}}, overlay.tree.get("objectives", {}).get(objective, {}))
     for _, _, settings in combination.layers:
         tree = merge(tree, settings)
+    chosen = _assignment(tree)
+    if chosen != assignment and chosen in overlay.tree.get("assignments", {}):
+        own = merge({"kind": chosen, **overlay.tree["assignments"][chosen]}, tree["model"]["assignment"])
+        tree = {**tree, "model": {**tree["model"], "assignment": own}}
     if tree["start"] is not None and tree["optimisation"]["steps"] != 0:
         tree = merge(tree, overlay.tree.get("started", {}))
     name = _name(combination.labels, grid)
@@ -258,6 +278,9 @@ def _origin(
     document: Document, overlay: Document, combination: _Combination, name: str, path: KeyPath
 ) -> tuple[str, str]:
     """Where a resolved run's key was written, the last layer that set it first."""
+    written = _in_budget(overlay, path)
+    if written and not any(_holds(settings, path) for _, _, settings in combination.layers):
+        return written, f"{_dotted(path)} (in {name})"
     longest = 0
     found: KeyPath | None = None
     for prefix, place, _ in reversed(combination.layers):
@@ -271,6 +294,12 @@ def _origin(
     if found is not None and longest >= min(len(path), 1):
         return document.place(found), f"{_dotted(path)} (in {name})"
     return _locate(document, overlay, ("base", *path), path), f"{_dotted(path)} (in {name})"
+
+
+def _holds(settings: Any, path: KeyPath) -> bool:
+    if not path:
+        return True
+    return isinstance(settings, Mapping) and path[0] in settings and _holds(settings[path[0]], path[1:])
 
 
 def _check_duplicates(document: Document, cells: list[Cell]) -> None:

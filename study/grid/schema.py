@@ -348,6 +348,7 @@ class Budget(Declared):
 
     Attributes:
         models: by kind, settings of the model, below what a variant says.
+        assignments: by kind, settings of CATANet's assignment, below what a variant says.
         objectives: by kind, settings of the run, below what a variant says.
         started: settings of a run that starts from another, above what a variant says.
     """
@@ -359,6 +360,7 @@ class Budget(Declared):
     optimisation: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
     models: dict[str, dict[str, Any]] = {}
+    assignments: dict[str, dict[str, Any]] = {}
     objectives: dict[str, dict[str, Any]] = {}
     started: dict[str, Any] = {}
     seeds: PositiveInt | list[NonNegativeInt] = 1

@@ -50,6 +50,26 @@ def test_budget_lies_over_the_base_and_under_the_variants(write: Write) -> None:
     assert hard.model.blocks == soft.model.blocks == 2
 
 
+def test_budget_reaches_an_assignment_by_its_kind_and_lies_under_the_variant(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        "question: q\nvariants:\n  plain: {}\n  super: {model.assignment: {kind: superpixel}}\n"
+        "  own: {model.assignment: {kind: superpixel, sizes: [9]}}\n  other: {model: {kind: imdn}}\n"
+        "analysis: {baseline: plain}\n"
+    )
+    (tmp_path / "budgets").mkdir()
+    budget = "description: x\nassignments: {superpixel: {sizes: [6, 8]}, hard: {group_sizes: [16]}}\n"
+    (tmp_path / "budgets" / "small.yaml").write_text(budget)
+    models = {cell.name: cell.runs[0].model.model_dump() for cell in load_plan(path, "small").cells}
+    assert models["plain"]["assignment"]["group_sizes"] == (16,)
+    assert models["super"]["assignment"]["sizes"] == (6, 8)
+    assert models["own"]["assignment"]["sizes"] == (9,)
+    assert "assignment" not in models["other"]
+    (tmp_path / "budgets" / "small.yaml").write_text("description: x\nassignments: {superpixel: {size: [6]}}\n")
+    with pytest.raises(GridError, match=r"small\.yaml:2: .*size \(in super\): unknown key"):
+        load_plan(path, "small")
+
+
 def test_budget_reaches_a_reference_of_another_kind(write: Write) -> None:
     plan = load_plan(write("bicubic: {model: {kind: bicubic}}", "imdn: {model: {kind: imdn, blocks: 3}}"), "small")
     model = plan.cells[-1].runs[0].model
