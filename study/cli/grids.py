@@ -113,11 +113,17 @@ def _print_analysis(declared: Plan) -> None:
         "new_images": "retraining, and new images",
         "these_weights": "these trained weights, on new images",
     }
+    baseline = next(cell for cell in declared.cells if cell.name == analysis.baseline)
+    dataset = analysis.dataset or next(iter(baseline.runs[0].evaluation.datasets))
     say(
-        f"declared: {analysis.metric} ({analysis.protocol}) against {analysis.baseline!r}; claim: "
+        f"declared: {analysis.metric} ({analysis.protocol}) on {dataset}; claim: "
         f"{claims[analysis.claim]}; alpha {analysis.alpha}, {analysis.correction}"
         + (f", margin {analysis.margin_db} dB" if analysis.metric == "psnr" else "")
     )
+    if analysis.comparisons is None:
+        say(f"compared: every other trained cell with {analysis.baseline!r}")
+    elif analysis.comparisons:
+        say("compared: " + "; ".join(f"{cell!r} with {reference!r}" for cell, reference in analysis.comparisons))
 
 
 @app.command()

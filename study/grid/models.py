@@ -47,7 +47,7 @@ class Prototypes(Declared):
         update: `ema_kmeans` as published; `frozen` keeps the first batch's; `learned` is a parameter;
             `per_image` runs the k-means steps on the image itself, at test too.
         iterations: k-means steps per forward.
-        ema_decay: share of the old buffer that is kept at each training step.
+        ema_decay: share of the old buffer that is kept at each training forward: with `accumulate`, several times a step.
         scope: `global` sums clusters over all processes; `process` as published.
     """
 

@@ -21,8 +21,9 @@ from study.models.layers import (
 from study.models.prototypes import PrototypeBlock, occupancy
 from study.models.support import sparsemax, top_softmax
 
-# Where the entropy of A begins at half of log M: measured at initialisation after the first training forward, eight
-# 64 x 64 crops of B100, default size, mean over blocks, 0.48 to 0.51 of log M each (0.1 gives k-means 0.94).
+# Where the entropy of a dense A begins at half of log M: measured at initialisation after the first training forward,
+# eight 64 x 64 crops of B100, default size, mean over blocks, 0.48 to 0.51 of log M each (0.1 gives k-means 0.94). Sparse
+# supports and narrower heads begin harder.
 _FIRST_TEMPERATURE = {"ema_kmeans": 0.009, "frozen": 0.002, "learned": 0.1, "per_image": 0.007}
 _LEAST_LOAD = 1e-6
 
@@ -135,7 +136,8 @@ class SoftAggregation(PrototypeBlock):
             descriptor: (B, N, bands) or None.
 
         Returns:
-            (B, heads, N, M); rows sum to 1.
+            (B, heads, N, M); rows sum to 1. With a support of one each head takes its own nearest prototype, so that
+            only with one head this is the hard assignment.
         """
         return self._support(self._logits(tokens, prototypes, descriptor))
 
