@@ -139,7 +139,8 @@ def throughput_table(studies: Sequence[Results], forward: Callable[[Run], int], 
     rows.append(("all", len(every), None, None, sum(one.hours for one in every)))
     caption = (
         "Medians over the runs of a network and its variants, one thread each; "
-        f"floor: its operations at {matrix_rate / 1e9:.0f} GFLOP/s, the matrix rate of one thread."
+        f"floor: a step's operations at {matrix_rate / 1e9:.0f} GFLOP/s, the matrix rate of one thread, which maps as "
+        "small and layers as narrow as these do not reach."
     )
     return Table("throughput", caption, columns, tuple(rows))
 

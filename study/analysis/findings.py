@@ -18,7 +18,7 @@ from study.analysis.rendering import find_style, render
 from study.analysis.results import Results
 from study.analysis.summaries import noise_table
 from study.analysis.tables import Column, Entry, Table
-from study.analysis.verdicts import coverage, decide, digits_of, interval, p_text
+from study.analysis.verdicts import VERDICTS, coverage, decide, digits_of, interval, p_text
 from study.grid.fields import Declared
 from study.grid.schema import Run
 from study.records.store import replace
@@ -110,10 +110,12 @@ def write_findings(
             counts = ", ".join(f"{count} {state}" for state, count in results.counts().items())
             raise FindingsError(f"{name}: {counts}; FINDINGS.md is written of finished grids alone")
     findings = [_find(question, studies[question.grid]) for question in page.questions]
+    shown = dict.fromkeys(verdict for question in page.questions for verdict in question.verdicts.values())
     numbers = load_published()
     lengths = studies[page.lengths] if page.lengths else None
     content = {
         "page": page,
+        "verdicts": {name: VERDICTS[name] for name in shown},
         "findings": findings,
         "weights": weights_table(studies[page.weights], numbers),
         "lengths": lengths and lengths_table(lengths),

@@ -7,9 +7,12 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from study.grid.fields import Declared, Ints, Neutral, NoEffect
 
 Guidance = Annotated[
-    Literal["bias", "feature", "loss"],
+    Literal["bias", "similarity", "feature", "loss"],
     Neutral("bias"),
-    Field(description="a bias on the logits, channels beside the tokens' in the similarity, or a routing loss"),
+    Field(
+        description="a bias on the logits, the same on the cosines before the temperature divides them, channels "
+        "beside the tokens' in the similarity, or a routing loss"
+    ),
 ]
 
 
@@ -47,7 +50,7 @@ class Prototypes(Declared):
         update: `ema_kmeans` as published; `frozen` keeps the first batch's; `learned` is a parameter;
             `per_image` runs the k-means steps on the image itself, at test too.
         iterations: k-means steps per forward.
-        ema_decay: share of the old buffer that is kept at each training forward: with `accumulate`, several times a step.
+        ema_decay: share of the old buffer kept at each training forward, of which a step with `accumulate` has several.
         scope: `global` sums clusters over all processes; `process` as published.
     """
 

@@ -22,8 +22,8 @@ from study.models.prototypes import PrototypeBlock, occupancy
 from study.models.support import sparsemax, top_softmax
 
 # Where the entropy of a dense A begins at half of log M: measured at initialisation after the first training forward,
-# eight 64 x 64 crops of B100, default size, mean over blocks, 0.48 to 0.51 of log M each (0.1 gives k-means 0.94). Sparse
-# supports and narrower heads begin harder.
+# eight 64 x 64 crops of B100, default size, mean over blocks, 0.48 to 0.51 of log M each (0.1 gives k-means 0.94).
+# Sparse supports and narrower heads begin harder.
 _FIRST_TEMPERATURE = {"ema_kmeans": 0.009, "frozen": 0.002, "learned": 0.1, "per_image": 0.007}
 _LEAST_LOAD = 1e-6
 
@@ -76,7 +76,8 @@ class SoftAggregation(PrototypeBlock):
         self.log_temperature = nn.Parameter(torch.empty(()))
         self.guidance: nn.Parameter | None = None
         self.beside: Beside | None = None
-        if prior and prior.guidance == "bias":
+        self.guides_similarity = prior is not None and prior.guidance == "similarity"
+        if prior and prior.guidance in ("bias", "similarity"):
             self.guidance = nn.Parameter(torch.empty(self.count, prior.bands))
         elif prior and prior.guidance == "feature":
             self.beside = Beside(prior.bands, config.heads)
@@ -143,9 +144,11 @@ class SoftAggregation(PrototypeBlock):
 
     def _logits(self, tokens: Tensor, prototypes: Tensor, descriptor: Tensor | None) -> Tensor:
         units, centres = (F.normalize(self._by_head(part), dim=-1).transpose(1, 2) for part in (tokens, prototypes))
-        logits = (units * (-self.log_temperature).exp()) @ centres.transpose(2, 3)
+        sharpness = (-self.log_temperature).exp()
+        logits = (units * sharpness) @ centres.transpose(2, 3)
         if self.guidance is not None and descriptor is not None:
-            logits = logits + (descriptor @ self.guidance.T)[:, None]
+            guided = descriptor * sharpness if self.guides_similarity else descriptor
+            logits = logits + (guided @ self.guidance.T)[:, None]
         return logits
 
     def _by_head(self, part: Tensor) -> Tensor:

@@ -381,6 +381,7 @@ def _reason(error: Exception, run: Run) -> str:
     given = run.optimisation
     return (
         f"out of memory, with optimisation.batch {given.batch} in {given.accumulate} parts and data.lr_patch_px "
-        f"{run.data.lr_patch_px}: raise optimisation.accumulate (the batch stays what it is, but prototypes move once for each part), lower the batch or the "
-        f"patch, or train fewer runs at once on the device. {said.partition(chr(10))[0]}"
+        f"{run.data.lr_patch_px}: raise optimisation.accumulate (the batch stays what it is; k-means prototypes move "
+        "once for each part), lower the batch or the patch, or train fewer runs at once on the device. "
+        f"{said.partition(chr(10))[0]}"
     )

@@ -231,6 +231,20 @@ def test_assignment_is_the_largest_share() -> None:
     assert torch.equal(module.assignment(), similarities(tokens, module.means[None]).argmax(dim=-1))
 
 
+def test_a_guided_similarity_is_a_bias_over_the_temperature() -> None:
+    tokens, descriptor = numbers(2, 30, WIDTH), numbers(2, 30, 4, seed=2)
+    bias = block(prior={"kind": "frequency"})
+    similarity = block(prior={"kind": "frequency", "guidance": "similarity"})
+    assert bias.guidance is not None
+    torch.nn.init.normal_(bias.guidance)
+    similarity.load_state_dict(bias.state_dict())
+    assert similarity.guidance is not None
+    assert not torch.allclose(similarity.mix(tokens, descriptor), bias.mix(tokens, descriptor))
+    with torch.no_grad():
+        similarity.guidance.mul_(similarity.log_temperature.exp())
+    torch.testing.assert_close(similarity.mix(tokens, descriptor), bias.mix(tokens, descriptor))
+
+
 def test_channels_beside_without_weight_leave_the_model_unguided() -> None:
     tokens, descriptor = numbers(2, 30, WIDTH), numbers(2, 30, 4, seed=2)
     plain, guided = block(), block(prior={"kind": "frequency", "guidance": "feature"})
@@ -266,7 +280,7 @@ def test_channels_beside_learn(update: str) -> None:
         assert parameter.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("guidance", ["bias", "feature", "loss"])
+@pytest.mark.parametrize("guidance", ["bias", "similarity", "feature", "loss"])
 def test_controls_cost_what_the_prior_costs(guidance: str) -> None:
     sizes = set()
     for prior in ("frequency", "shuffled", "noise", "variance"):
