@@ -52,7 +52,8 @@ def test_plan_prints_runs_ids_sizes_and_what_was_declared(tmp_path: Path) -> Non
     assert len(re.findall(r"\b[0-9a-f]{10}\b", page)) == 5
     assert "477,435" in page
     assert "5 runs" in page
-    assert "against 'hard'; claim: retraining, on these images" in page
+    assert "psnr (uint8_y) on b; claim: retraining, on these images" in " ".join(page.split())
+    assert "compared: every other trained cell with 'hard'" in " ".join(page.split())
 
 
 def test_plan_without_the_images_says_why_ids_are_unknown(tmp_path: Path) -> None:

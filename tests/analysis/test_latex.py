@@ -40,7 +40,7 @@ def test_every_letter_that_is_not_spelled_out_is_known(tmp_path):
     known = [letter for letter in letters if "U+" not in escape_tex(letter)]
     assert len(known) > 200
     ascii_ = "".join(map(chr, range(127)))
-    page = {"answers": [], "counts": {}, "problems": [], "changes": [], "sections": []}
+    page = {"answers": [], "counts": {}, "problems": [], "declared": {}, "codes": [], "changes": [], "sections": []}
     texts = {"title": ascii_, "question": " ".join(known), "command": "-- ``x'' \"y\" ,, <<z>> ?` !`"}
     path = tmp_path / "letters.tex"
     path.write_bytes(render("report", "tex", page | texts))

@@ -79,7 +79,17 @@ def page(tmp_path_factory) -> Path:
     colours = {"LR": RED, "bicubic": RED, "hard": BLUE, "HR": BLUE}
     tiles = [Tile(name, "30 dB", np.full((16, 16, 3), colour, np.uint8)) for name, colour in colours.items()]
     sections = [Section("results", "Results", (table, *make_sliders({("Set5", "baby"): tiles})))]
-    empty = {"title": "t", "question": "q", "answers": [], "counts": {}, "problems": [], "changes": [], "command": "c"}
+    empty = {
+        "title": "t",
+        "question": "q",
+        "answers": [],
+        "counts": {},
+        "problems": [],
+        "declared": {},
+        "codes": [],
+        "changes": [],
+        "command": "c",
+    }
     path = tmp_path_factory.mktemp("page") / "page.html"
     path.write_bytes(render("report", "html", {**empty, "sections": sections}))
     return path

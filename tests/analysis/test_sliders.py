@@ -12,7 +12,17 @@ from study.analysis.rendering import render
 from study.analysis.sections import Section
 from study.analysis.sliders import MOST_BYTES, make_sliders
 
-PAGE = {"title": "t", "question": "q", "answers": [], "counts": {}, "problems": [], "changes": [], "command": "c"}
+PAGE = {
+    "title": "t",
+    "question": "q",
+    "answers": [],
+    "counts": {},
+    "problems": [],
+    "declared": {},
+    "codes": [],
+    "changes": [],
+    "command": "c",
+}
 
 
 def draw_tiles(variants=2, side=8, seed=0):
