@@ -14,7 +14,6 @@ from torch import Tensor, distributed, nn
 from study.data.draws import derived
 from study.evaluation.metrics import perceptual, require, score
 from study.grid.objectives import Adaptive as DeclaredAdaptive
-from study.grid.schedules import learning_rate
 from study.grid.schema import Optimisation
 from study.models.layers import full_precision
 from study.objectives.consistency import Path, drawn_index, frozen, neighbours
@@ -34,7 +33,8 @@ class Adaptive(Trajectory):
 
     - split: g = (1 - s a) (phi_fake(z_t) - x^) - (1 + s a) (phi_real(x_t) - x^), no longer than twice the g of a = 0;
     - separate_fake: phi_fake is a copy that is trained, without dropout, by a consistency loss with the outputs x^ in
-      the HR images' place, times and noise of its own (AdamW without decay, at the run's learning rate);
+      the HR images' place, times and noise of its own (AdamW without decay, at the run's first learning rate throughout:
+      a copy whose rate falls with the network's follows it too slowly, and the network runs away from it);
     - sharpening: that loss weighs each sample by exp(-eta a), normalised to mean 1.
 
     Diagnostics: `advantage_std`, `forbidden_share` (of draws with a < 0), `pull_norm` and `push_norm` (root mean
@@ -49,7 +49,7 @@ class Adaptive(Trajectory):
         self.reward = Reward(self.config, parameter.device, parameter.dtype) if self.config.judged else None
         if self.config.separate_fake:
             self.fake = frozen(network).requires_grad_(True)
-            self.optimisation, chosen = optimisation, optimisation.optimiser
+            chosen = optimisation.optimiser
             self.fake_optimiser = torch.optim.AdamW(
                 self.fake.parameters(), lr=chosen.lr, betas=chosen.betas, weight_decay=0.0
             )
@@ -114,8 +114,6 @@ class Adaptive(Trajectory):
         for parameter in self.fake.parameters():
             if parameter.grad is not None:
                 parameter.grad = _everywhere(parameter.grad)
-        for part in self.fake_optimiser.param_groups:
-            part["lr"] = learning_rate(self.optimisation, step - 1)
         self.fake_optimiser.step()
         self.fake_optimiser.zero_grad()
 

@@ -21,7 +21,6 @@ from study.data.crops import Patches
 from study.data.images import ImageSet
 from study.evaluation.metrics import score
 from study.evaluation.protocols import prepare
-from study.grid.schedules import learning_rate
 from study.grid.schema import Run
 from study.models import build
 from study.models.weights import load_weights
@@ -30,7 +29,7 @@ from study.objectives.objective import Batch
 from study.objectives.routing import WEIGHT, routing_loss
 from study.records.store import RecordError, read_table, write_table
 from study.training.checkpoints import load_state, save_state, save_weights
-from study.training.schedule import sample_numbers, validation_steps
+from study.training.schedule import learning_rate, sample_numbers, validation_steps
 
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 VALIDATION_LR_PX = 96
