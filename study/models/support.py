@@ -1,7 +1,6 @@
-"""Which prototypes a token's weights are spread over: softmax of the largest logits, and sparsemax.
+"""Which prototypes a token's weights are spread over: softmax of the largest logits, and sparsemax."""
 
-Logits and weights are the largest tensors of the soft arm, so each map and its gradient make few of them.
-"""
+import math
 
 import torch
 from torch import Tensor
@@ -20,7 +19,9 @@ def top_softmax(logits: Tensor, count: int) -> Tensor:
         shares = logits.softmax(dim=-1)
         largest = logits.argmax(dim=-1, keepdim=True)
         return torch.zeros_like(shares).scatter(-1, largest, 1.0) + (shares - shares.detach())
-    return _TopSoftmax.apply(logits, count)
+    largest = logits.topk(count, dim=-1).indices
+    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, largest, True)
+    return logits.masked_fill(~kept, -math.inf).softmax(dim=-1)
 
 
 def sparsemax(logits: Tensor) -> Tensor:
@@ -28,28 +29,9 @@ def sparsemax(logits: Tensor) -> Tensor:
     return _Sparsemax.apply(logits)
 
 
-class _TopSoftmax(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, logits: Tensor, count: int) -> Tensor:
-        values, indices = logits.topk(count, dim=-1)
-        kept = (logits - values[..., -1:]).ge_(0)
-        # a row with ties at its last place keeps what topk chose; a GPU does not wait to learn whether there is one
-        if logits.device.type != "cpu" or kept.sum() != values.numel():
-            kept = torch.zeros_like(logits).scatter_(-1, indices, 1)
-        shares = (logits - values[..., :1]).exp_().mul_(kept)
-        shares.div_(shares.sum(dim=-1, keepdim=True))
-        ctx.save_for_backward(shares)
-        return shares
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        (shares,) = ctx.saved_tensors
-        weighted = gradient * shares
-        return weighted.addcmul_(shares, weighted.sum(dim=-1, keepdim=True), value=-1), None
-
-
 class _Sparsemax(torch.autograd.Function):
+    """Closed form of both directions: the shares are the largest tensors of the network, so few are made."""
+
     @staticmethod
     def forward(ctx, logits: Tensor) -> Tensor:
         shares = _sparsemax(logits)
@@ -89,8 +71,7 @@ def threshold_by_sorting(logits: Tensor) -> Tensor:
 def threshold_by_search(logits: Tensor) -> Tensor:
     """The same by Newton's method from below, on the convex, piecewise linear sum of what lies above a threshold.
 
-    The support shrinks with each step, and once it does not, the threshold is that of the closed form: as many steps
-    as the row's support changes, 2 to 5 of them at most weights that networks have.
+    The support shrinks with each step, and once it does not, the threshold is that of the closed form.
     """
     threshold = logits.amax(dim=-1, keepdim=True) - 1
     fewest = torch.full_like(threshold, logits.shape[-1] + 1)
