@@ -1,4 +1,6 @@
-from study.analysis.provenance import provenance_table
+import re
+
+from study.analysis.provenance import provenance_table, training_codes
 from tests.analysis.synthetic import arrange, draw_study, write_provenance
 
 
@@ -26,3 +28,13 @@ def test_runs_without_provenance_are_counted(tmp_path):
     table = provenance_table(arrange(study), study.runs)
     assert table.rows == ()
     assert table.notes[0].startswith("Read from 0 of 13 runs.")
+
+
+def test_the_code_of_every_training_is_named_with_its_cells(tmp_path):
+    study = draw_study(tmp_path)
+    assert training_codes(arrange(study), study.runs) == []
+    write_provenance(study, training_sha256="abcdef0123456789")
+    codes = training_codes(arrange(study), study.runs)
+    assert len(codes) == 2
+    assert sorted(code.partition(":")[0] for code in codes) == ["abcdef012345", "not recorded"]
+    assert sum(int(count) for code in codes for count in re.findall(r"\((\d+)\)", code)) == 12  # bicubic trains nothing
