@@ -56,7 +56,9 @@ def test_passes_of_one_step_objectives_are_not_guessed() -> None:
     found = estimate(plan, root=ROOT, cpu=True, timed=False)
     assert {name: one.operations for name, one in found.items()} == {
         "CT": None,
+        "CT continued": None,
         "CT + DTM": None,
+        "DTM continued": None,
         "CT + DTM + AMD": None,
         "bicubic": 0,
     }

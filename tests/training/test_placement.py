@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,6 +85,7 @@ def test_processes_on_a_device_divide_its_threads_and_outlive_one_another(
 
 def test_the_second_request_stops_children_at_once() -> None:
     signals = Signals()
+    resource_tracker.ensure_running()  # which unblocks signals when a first child makes it start
     child = get_context("spawn").Process(target=time.sleep, args=(60,))
     with signals.caught():
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # inherited: the child does not heed the first
