@@ -16,17 +16,22 @@ from study.models.depthwise import DepthwiseConv2d
 _SLOPE = 0.1
 
 
-class Pointwise(nn.Conv2d):
-    """1 x 1 convolution as a linear layer; (B, C, H, W) -> (B, D, H, W), channels last.
+def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1 x 1 convolution as a linear layer; (B, C, H, W) -> (B, D, H, W), channels last.
 
     On a CPU PyTorch has no fast one for every size and number of threads; a linear layer always is one product.
     """
+    return F.linear(x.permute(0, 2, 3, 1), conv.weight[:, :, 0, 0], conv.bias).permute(0, 3, 1, 2)
+
+
+class Pointwise(nn.Conv2d):
+    """1 x 1 convolution, see `pointwise`."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 1)
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
+        return pointwise(self, input)
 
 
 class SelfAttention(nn.Module):

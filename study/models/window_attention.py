@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from study.models.layers import pointwise
+
 
 class Conv(nn.Conv2d):
     """3 x 3 or 1 x 1 convolution that keeps the size; at first Xavier uniform without biases, as in EDM."""
@@ -21,8 +23,7 @@ class Conv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.padding == (1, 1):
             return super().forward(x)
-        # on a CPU PyTorch has no fast 1 x 1 convolution for every size; as a linear layer it always is one product
-        return F.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
+        return pointwise(self, x)
 
 
 class FaintConv(Conv):
