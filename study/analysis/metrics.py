@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from study.analysis.results import Measure, Results
-from study.analysis.summaries import mean_entry, metric_column
+from study.analysis.summaries import mean_entry, metric_column, seeds_note
 from study.analysis.tables import Column, Entry, Table, Value
 from study.records.store import read_json
 
@@ -55,7 +55,7 @@ def other_metrics_table(results: Results, missing: Missing) -> Table | None:
         "Other metrics, mean over images, then over seeds.",
         (Column("cell"), *(metric_column(measure) for measure in wanted)),
         tuple(rows),
-        (_directions(wanted), *_reasons(missing)),
+        (f"{seeds_note(results)}{_directions(wanted)}", *_reasons(missing)),
     )
 
 

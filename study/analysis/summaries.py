@@ -96,10 +96,19 @@ def results_table(results: Results, metrics: Sequence[str] = ("psnr", "ssim")) -
         tuple(columns),
         tuple(rows),
         (
-            "n: finished seeds. Bold: best, underlined: second, by the printed digits; a mark is no test.",
+            f"{seeds_note(results)}Bold: best, underlined: second, by the printed digits; a mark is no test.",
             *_unfinished(results),
         ),
     )
+
+
+def seeds_note(results: Results) -> str:
+    """How many seeds the means of `mean_entry` are over, one sentence; empty where nothing was trained."""
+    common, trained = _common_seeds(results), [cell for cell in results.cells if cell not in results.untrained]
+    if common is None:
+        return "n: finished seeds. " if trained else ""
+    whole = all(len(results.done(cell)) == common for cell in trained)
+    return f"Means are over {common} seed{'' if common == 1 else 's'}{'' if whole else ', or n finished ones'}. "
 
 
 def metric_column(measure: Measure) -> Column:
@@ -108,15 +117,22 @@ def metric_column(measure: Measure) -> Column:
 
 
 def mean_entry(results: Results, cell: str, measure: Measure) -> Entry:
-    """Mean over images and finished seeds, with their number where something was trained."""
+    """Mean over images and finished seeds, with their number where it is not that of `seeds_note`."""
     means = results.means(cell, measure)
     if not len(means):
         return Entry(None)
     declared = len(results.cells[cell].runs)
-    suffix = "" if cell in results.untrained else f"(n = {len(means)})"
+    usual = cell in results.untrained or len(means) == _common_seeds(results)
+    suffix = "" if usual else f"(n = {len(means)})"
     tone = "warn" if len(means) < declared else ""
     detail, rank = origins.of_mean(results, cell, measure), f"x{results.scale(cell)}"
     return Entry(float(means.mean()), suffix, tone, detail, rank=rank)
+
+
+def _common_seeds(results: Results) -> int | None:
+    """The number of declared seeds, if all trained cells have the same."""
+    declared = {len(cell.runs) for name, cell in results.cells.items() if name not in results.untrained}
+    return declared.pop() if len(declared) == 1 else None
 
 
 def _gain(results: Results, cell: str, measure: Measure) -> Entry:

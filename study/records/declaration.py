@@ -41,7 +41,9 @@ def changes(results: Path, plan: Plan) -> list[str]:
     kept = read_json(path)
     before, now = _flat(kept), _flat({key: value for key, value in _declaration(plan).items() if key in kept})
     return [
-        f"{key}: {before.get(key)}, now {now.get(key)}" for key in {**before, **now} if before.get(key) != now.get(key)
+        f"{key}: {_words(before.get(key))}, now {_words(now.get(key))}"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
     ]
 
 
@@ -71,3 +73,13 @@ def _leaves(values: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:
     for key, value in values.items():
         leaves += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
     return leaves
+
+
+def _words(value: Any) -> str:
+    """A declared value as a reader would write it; comparisons as `a vs b; c vs d`."""
+    if value is None:
+        return "nothing"
+    if not isinstance(value, list):
+        return str(value)
+    pairs = any(isinstance(item, list) for item in value)
+    return "; ".join(" vs ".join(map(str, item)) for item in value) if pairs else ", ".join(map(str, value))

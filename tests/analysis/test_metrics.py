@@ -31,7 +31,7 @@ def test_every_stored_metric_beside_the_main_ones(tmp_path):
     found = table(study)
     assert found is not None
     assert [(c.name, c.best) for c in found.columns[1:]] == [("LPIPS", "low"), ("FSIM", "high")] * 2
-    assert found.notes == ("FSIM: higher is better; LPIPS: lower is better.",)
+    assert found.notes == ("Means are over 2 seeds. FSIM: higher is better; LPIPS: lower is better.",)
 
 
 def test_the_declared_protocol_is_preferred(study):

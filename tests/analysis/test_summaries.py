@@ -43,7 +43,8 @@ def test_results_are_means_of_the_rows(study):
     runs = [study.ids["soft, count=16", seed] for seed in (0, 1)]
     entry = column(table, "PSNR")["soft, count=16"]
     assert entry.value == pytest.approx(rows[rows["run"].isin(runs)]["value"].mean())
-    assert entry.suffix == "(n = 2)"
+    assert entry.suffix == ""
+    assert table.notes[0].startswith("Means are over 2 seeds. Bold: ")
     assert column(table, "PSNR")["bicubic"].suffix == ""
     assert column(table, "parameters")["bicubic"].value == 0
     assert column(table, "multiply adds 720p")["hard, count=8"].value == pytest.approx(12.34)
@@ -65,6 +66,8 @@ def test_unfinished_cells_stay_in_the_table(study):
     assert column(table, "PSNR")["soft, count=8"].value is None
     assert column(table, "PSNR")["soft, count=16"].suffix == "(n = 1)"
     assert column(table, "PSNR")["soft, count=16"].tone == "warn"
+    assert column(table, "PSNR")["hard, count=16"].suffix == ""
+    assert table.notes[0].startswith("Means are over 2 seeds, or n finished ones. ")
     assert table.notes[-1] == (
         "Unfinished, finished of declared seeds: soft, count=8 (0 of 2); soft, count=16 (1 of 2)."
     )
@@ -185,7 +188,16 @@ def test_an_evaluated_start_has_seeds_but_no_costs_of_training(tmp_path):
     results = arrange(draw_generative(tmp_path))
     assert column(summaries.noise_table(results), "seeds")["CT at 4 steps"].value == 3
     assert column(summaries.costs_table(results), "training")["CT at 4 steps"].value is None
-    assert column(summaries.results_table(results), "PSNR")["CT at 4 steps"].suffix == "(n = 3)"
+    assert column(summaries.results_table(results), "PSNR")["CT at 4 steps"].suffix == ""
+    assert summaries.results_table(results).notes[0].startswith("Means are over 3 seeds. ")
+
+
+def test_cells_of_different_seeds_show_each_number(study):
+    cells = [replace(cell, runs=cell.runs[: 1 if cell.name == "hard, count=8" else 2]) for cell in study.plan.cells]
+    table = summaries.results_table(arrange(replace(study, plan=replace(study.plan, cells=tuple(cells)))))
+    shown = column(table, "PSNR")
+    assert [shown[name].suffix for name in ("hard, count=8", "hard, count=16")] == ["(n = 1)", "(n = 2)"]
+    assert table.notes[0].startswith("n: finished seeds. Bold: ")
 
 
 def test_numbers_say_where_they_come_from(study):
