@@ -179,6 +179,17 @@ def training_code() -> str:
     return digest.hexdigest()
 
 
+def trained_by_other_code(run: Path) -> bool:
+    """Whether a run's folder records another `training_code`; not where it records none.
+
+    Raises:
+        RecordError: its provenance is broken.
+    """
+    path = run / "provenance.json"
+    recorded = read_json(path).get("training_sha256") if path.exists() else None
+    return recorded not in (None, training_code())
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -25,6 +25,7 @@ from study.grid.schema import Run
 from study.records.claims import Claim, take
 from study.records.declaration import declare
 from study.records.index import finished, status
+from study.records.provenance import trained_by_other_code
 from study.records.store import RecordError, remove_partials
 from study.records.survey import survey
 from study.training.checkpoints import STATE
@@ -98,6 +99,7 @@ def run_grid(plan: Plan, options: Options) -> dict[str, str]:
     done = {run_id: state for run_id, state in done.items() if state["state"] == "done"}
     if processes.first:
         declare(options.results, plan, len(done))
+        _warn_of_other_code([folder / run_id for run_id in done if grid[run_id].trains])
     anew = _clean(done, grid, folder, torch.device("cuda" if _on_gpu(options) else "cpu"), processes.first)
     for run_id in anew:
         del done[run_id]
@@ -193,6 +195,16 @@ def _take(
         _alone(grid, starts, folder, machine, attempts, anew)
     except StudyError as error:
         sys.exit(str(error))
+
+
+def _warn_of_other_code(finished_runs: list[Path]) -> None:
+    other = [path for path in finished_runs if trained_by_other_code(path)]
+    if other:
+        warnings.warn(
+            f"{len(other)} of {len(finished_runs)} finished runs were trained by other code than this and are not "
+            f"trained again; the report says by which. To train one anew, remove its folder, such as {other[0]}",
+            stacklevel=3,
+        )
 
 
 def _warn_of_losses(codes: list[int], ended: Mapping[str, str]) -> None:

@@ -247,6 +247,16 @@ def test_stopped_while_evaluating_it_goes_on_without_training(
     assert read_table(folder, "images").image.nunique() == 2
 
 
+def test_finished_runs_of_other_code_stay_and_are_told_of(write_grid: Write) -> None:
+    grid = write_grid("variants: {hard: {}, bicubic: {model: {kind: bicubic}}}", ("seeds: 2", "seeds: 1"))
+    run_grid(load_plan(grid), in_process(grid))
+    for folder in folders(grid, "results").values():
+        record = json.loads((folder / "provenance.json").read_text())
+        (folder / "provenance.json").write_text(json.dumps({**record, "training_sha256": "0" * 64}))
+    with pytest.warns(UserWarning, match="1 of 1 finished runs were trained by other code .* remove its folder"):
+        assert set(run_grid(load_plan(grid), in_process(grid)).values()) == {"done"}
+
+
 def test_a_state_that_a_kill_left_in_a_finished_run_is_removed(write_grid: Write) -> None:
     grid = write_grid("variants: {hard: {model: {kind: bicubic}}}")
     run_grid(load_plan(grid), in_process(grid))
