@@ -55,6 +55,7 @@ def draw_forest(comparisons: Sequence[Comparison], styles: Mapping[str, Style]) 
     axes.set_yticks(range(len(comparisons)), labels)
     axes.set_ylim(len(comparisons) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))  # labels have up to six characters
     unit = f" ({first.measure.unit})" if first.measure.unit else ""
     axes.set_xlabel(name_difference(first.measure, unit))
     claim = CLAIM_NAMES[first.claim]

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
@@ -37,6 +39,19 @@ def test_forest_shows_the_intervals(tmp_path):
     assert np.allclose(drawn, [(c.test.low, c.test.high) for c in family])
     assert [text.get_text().split("  ")[1] for text in axes.texts] == ["inconclusive"] * 3
     assert "claim: retraining on these images" in axes.get_title(loc="left")
+
+
+def test_labels_below_a_forest_keep_apart(tmp_path):
+    results = arrange(draw_study(tmp_path))
+    figure = draw_forest(compare_declared(results), cell_styles(results))
+    axes = figure.axes[0]
+    for ends in ((-0.0745, 0.138), (-0.00031, 0.0012), (-1.21, 0.4)):
+        axes.set_xlim(*ends)
+        figure.draw_without_rendering()
+        shown = [label for label in axes.get_xticklabels() if ends[0] <= label.get_position()[0] <= ends[1]]
+        assert len(shown) >= 3
+        boxes = [label.get_window_extent() for label in shown]
+        assert all(a.x1 + 4 < b.x0 for a, b in itertools.pairwise(boxes))
 
 
 def test_forest_keeps_the_row_of_a_comparison_without_values(tmp_path):
