@@ -2,7 +2,7 @@ PYTHON ?= python3
 STUDY = .venv/bin/study
 
 PACKED = results/reference/study
-QUESTIONS = assignment noise_floor frequency_prior architectures one_step group_count guidance catanet_parts \
+QUESTIONS = assignment noise_floor frequency_prior architectures own_rate one_step group_count guidance catanet_parts \
 	group_size batch_size training_length scale_2
 
 .PHONY: demo test soak study reports fresh check schema clean
