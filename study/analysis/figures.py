@@ -183,7 +183,8 @@ def wrap_label(label: str, width: int) -> str:
 def draw_counts(results: Results, measure: Measure) -> Figure | None:
     """The declared curve: the measure against the axis `analysis.curve`, a line per family of cells.
 
-    Points are means over seeds with t intervals over seeds; None where no cell on the axis has values.
+    Points are means over seeds with t intervals over seeds; one far from all others (a training that diverged, say) is
+    marked at the edge with its value. None where no cell on the axis has values.
     """
     path = results.plan.grid.analysis.curve
     if path is None:
@@ -212,10 +213,12 @@ def draw_counts(results: Results, measure: Measure) -> Figure | None:
     axes.xaxis.set_minor_locator(NullLocator())
     unit = f" ({measure.unit})" if measure.unit else ""
     axes.set(xlabel=path, ylabel=f"{measure.name} on {measure.dataset}{unit}")
-    for name in results.untrained:
-        level = results.means(name, measure)
-        if len(level):
-            axes.axhline(float(level.mean()), color=MUTED, linewidth=1, label=name)
+    levels = {
+        name: float(results.means(name, measure).mean()) for name in results.untrained if results.has(name, measure)
+    }
+    for name, level in levels.items():
+        axes.axhline(level, color=MUTED, linewidth=1, label=name)
+    _mark_far_points(axes, families, list(levels.values()))
     place_legend(figure, *axes.get_legend_handles_labels())
     return figure
 
@@ -225,11 +228,44 @@ def _draw_families(axes: Axes, families: Mapping[str, list[tuple[float, float, f
     for index, (name, points) in enumerate(families.items()):
         style = cycle[index % len(cycle)]
         x, mean, low, high = np.array(sorted(points)).T
-        shift = 1 + 0.02 * (index - (len(families) - 1) / 2)  # intervals of two families must not cover each other
+        shift = _shift(index, len(families))
         axes.plot(x * shift, mean, label=name, markersize=6, **{k: v for k, v in style.items() if k != "markersize"})
         axes.errorbar(
             x * shift, mean, [mean - low, high - mean], fmt="none", color=style["color"], capsize=3, linewidth=1
         )
+
+
+def _shift(index: int, families: int) -> float:
+    """Factor on a family's places: the intervals of two must not cover each other."""
+    return 1 + 0.02 * (index - (families - 1) / 2)
+
+
+def _mark_far_points(
+    axes: Axes, families: Mapping[str, list[tuple[float, float, float, float]]], levels: Sequence[float]
+) -> None:
+    """Limits the axis to what lies within Tukey's outer fences, and says at its edge what lies beyond them."""
+    rows = np.array([point for points in families.values() for point in points])
+    lower, upper = np.quantile(rows[:, 1], [0.25, 0.75])
+    fences = float(4 * lower - 3 * upper), float(4 * upper - 3 * lower)
+    near = (rows[:, 1] >= fences[0]) & (rows[:, 1] <= fences[1])
+    if near.all():
+        return
+    inside = [level for level in levels if fences[0] <= level <= fences[1]]
+    shown = np.concatenate([np.clip(rows[near, 1:], *fences).ravel(), inside])
+    low, high = float(np.nanmin(shown)), float(np.nanmax(shown))  # one seed has no interval
+    low, high = low - 0.08 * (high - low), high + 0.08 * (high - low)
+    axes.set_ylim(low, high)
+    cycle, before = list(mpl.rcParams["axes.prop_cycle"]), dict.fromkeys(rows[:, 0].tolist(), 0)
+    for index, points in enumerate(families.values()):
+        color = cycle[index % len(cycle)]["color"]
+        for x, mean, *_ in points:
+            if not fences[0] <= mean <= fences[1]:
+                edge, marker, inwards = (low, "v", 1) if mean < fences[0] else (high, "^", -1)
+                place = x * _shift(index, len(families)), edge
+                axes.plot(*place, marker=marker, color=color, markersize=7, clip_on=False, zorder=5, linestyle="none")
+                text = {"textcoords": "offset points", "va": "center", "fontsize": 7, "color": color}
+                axes.annotate(f"{mean:.4g}", (x, edge), (14, inwards * (6 + 9 * before[x])), **text)
+                before[x] += 1
 
 
 def _numbers(labels: Sequence[str]) -> bool:

@@ -214,6 +214,8 @@ def _counts_section(results: Results, folder: Path) -> Section:
         return Section("counts", f"Along {path}", ("No cell on this axis has values yet.",), exploratory=True)
     level = coverage(results.plan.grid.analysis.alpha)
     caption = f"{results.primary} along {path}: mean over seeds, bars: {level} t interval over seeds."
+    if figure.axes[0].texts:
+        caption += " A mark at the edge: a value that lies far from all others."
     return Section("counts", f"Along {path}", (save_figure(figure, folder, "counts", caption),), exploratory=True)
 
 

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,6 +101,24 @@ def test_counts_are_a_line_for_each_family(tmp_path):
     assert np.allclose(points(lines[0])[1], expected)
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["8", "16", "32"]
     assert any(line.get_label() == "bicubic" for line in axes.lines)
+
+
+def test_a_point_far_from_all_others_is_marked_at_the_edge(tmp_path):
+    study = draw_study(tmp_path)
+    images = study.records.images.copy()
+    images.loc[images["run"].isin([study.ids["soft, count=32", seed] for seed in (0, 1)]), "value"] -= 20
+    results = arrange(replace(study, records=replace(study.records, images=images)))
+    figure = draw_counts(results, results.primary)
+    assert figure is not None
+    axes = figure.axes[0]
+    near = [results.mean(f"{kind}, count={n}", results.primary) for kind in ("hard", "soft") for n in (8, 16, 32)][:-1]
+    low, high = axes.get_ylim()
+    assert min(near) - 1.5 < low < min(near)
+    assert max(near) < high < max(near) + 1.5
+    (text,) = axes.texts
+    assert float(text.get_text()) == pytest.approx(results.mean("soft, count=32", results.primary), abs=0.01)
+    (mark,) = [line for line in axes.lines if line.get_marker() == "v"]
+    assert points(mark)[1] == [low]
 
 
 def test_named_counts_keep_their_order(tmp_path):
