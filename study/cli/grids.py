@@ -150,6 +150,8 @@ def run(
     [bold]study run GRID --slurm PROFILE.yaml[/bold] (docs/running_at_scale.md).
     Exit code: 0 all done, 1 something failed, 130 interrupted.
     """
+    from accelerate.utils import parse_flag_from_env
+
     from study.cli.slurm import Launch, run_on_slurm
     from study.training.determinism import request_determinism
     from study.training.placement import read_placement
@@ -158,6 +160,7 @@ def run(
 
     trackers = check_trackers(log_with or ())
     placed = read_placement(placement)
+    cpu = cpu or parse_flag_from_env("ACCELERATE_USE_CPU")  # of `accelerate launch --cpu`
     declared = load_grid(grid, budget, results)
     if slurm is not None:
         launch = Launch(results, data_root, placement, cpu, workers, deterministic, trackers)

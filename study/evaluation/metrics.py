@@ -87,7 +87,7 @@ def score(metric: str, sr: Tensor, hr: Tensor) -> float:
     compute = _metric(metric, sr.device)
     if metric not in PER_PROTOCOL:
         sr, hr = sr.float(), hr.float()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _warned_of_nondeterminism():
         warnings.simplefilter("ignore")
         return float(compute(sr) if metric in _NO_REFERENCE else compute(sr, hr))
 
@@ -186,7 +186,21 @@ def perceptual(device: torch.device, dtype: torch.dtype) -> Perceptual:
         return Perceptual(LPIPS(net="vgg"), dtype).to(device)
 
 
+@contextlib.contextmanager
+def _warned_of_nondeterminism() -> Iterator[None]:
+    """Lets operations run that are not deterministic, where only such may: FSIM's median on a GPU, for its indices."""
+    strict = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(strict, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+
+
 def _metric(metric: str, device: torch.device) -> Callable[..., Tensor]:
+    if device.type == "cuda" and device.index is None:  # one metric for `cuda` and for the `cuda:0` of a tensor
+        device = torch.device("cuda", torch.cuda.current_device())
     found = _created(metric, device)
     if isinstance(found, str):
         raise MetricUnavailable(found)
@@ -219,6 +233,8 @@ def _loading(metric: str) -> Iterator[None]:
         _find_weights(metric)
         try:
             yield
+        except torch.OutOfMemoryError:  # nothing is missing: the run fails, and may succeed another time
+            raise
         except (OSError, ImportError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise MetricUnavailable(f"not computed: {metric} cannot be set up: {error}") from error
 

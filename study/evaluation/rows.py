@@ -47,6 +47,7 @@ def evaluate(
         MetricUnavailable: none of the metrics can be computed; before anything runs.
         StudyError: an image is too small, or the network's output is not finite; names the image.
     """
+    torch.backends.cudnn.allow_tf32 = False  # a GPU would round the inputs of convolutions to ten bits
     missing = not_computed(settings, device)
     metrics = [metric for metric in settings.metrics if metric not in missing]
     draws = DRAWS if DIVERSITY in metrics and draws_noise(model) else 1

@@ -20,7 +20,8 @@ class ContrastAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
+        wide = x.float() if x.dtype == torch.float16 else x  # there the variance of a flat map, and 1e-12, are 0
+        variance, mean = torch.var_mean(wide, dim=(2, 3), correction=0, keepdim=True)
         # The square root has no gradient at 0, which a constant channel reaches.
         return x * self.conv_du((variance + 1e-12).sqrt() + mean)
 

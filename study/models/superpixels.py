@@ -261,7 +261,7 @@ def _longest(starts: list[int]) -> int:
 
 def _axis(starts: list[int], extent: int, device: torch.device) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Along one axis: each cell's pixels, which of them are real, and each pixel's cell and place within."""
-    bounds = torch.tensor(starts, device=device)
+    bounds = torch.tensor(starts).to(device, non_blocking=True)  # made there, every block would wait for the GPU
     first, last = bounds[:-1, None], bounds[1:, None] - 1
     pixels = first + torch.arange(extent, device=device)
     every = torch.arange(starts[-1], device=device)

@@ -103,7 +103,7 @@ def measure(*, cpu: bool, repeats: int, models: list[str], switches: bool) -> pd
     """
     device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
     keep_freed_memory()
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # the floor is fp32's
     matrix = torch.randn(MATRIX_PX, MATRIX_PX, device=device, generator=torch.Generator(device).manual_seed(0))
     product = Task("matrix product", "", AS_IT_IS, lambda: matrix @ matrix, 2 * MATRIX_PX**3)
     tasks = [task for name in models for task in _tasks(name, device, switches)]

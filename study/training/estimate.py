@@ -83,7 +83,7 @@ def estimate(plan: Plan, *, root: Path, cpu: bool, timed: bool) -> dict[str, Est
         if run.trains and timed:
             micro = run.optimisation.batch // run.optimisation.accumulate
             batch = micro if device.type == "cuda" else min(micro, CPU_BATCH)
-            step = *network, run.objective, run.data.lr_patch_px, batch
+            step = *network, run.objective, run.data.lr_patch_px, batch, run.optimisation.precision
             if step not in times:
                 times[step] = _sample_seconds(run, batch, device)
             each = times[step]
@@ -107,7 +107,11 @@ def _sample_seconds(run: Run, batch: int, device: torch.device) -> float | None:
 
     None where the objective lacks pretrained weights, or the batch does not fit into the device.
     """
-    network = build(run).to(device).train()
+    dtype = torch.float64 if run.optimisation.precision == "fp64" else torch.float32
+    mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.optimisation.precision)
+    if mixed is torch.float16 and device.type == "cpu":  # whoever runs it is told
+        return None
+    network = build(run).to(device, dtype).train()
     objective = OBJECTIVES[run.objective.kind](run.objective)
     try:
         objective.begin(network, run.optimisation)
@@ -116,14 +120,16 @@ def _sample_seconds(run: Run, batch: int, device: torch.device) -> float | None:
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-6, fused=True)
     side = run.data.lr_patch_px
     generator = torch.Generator().manual_seed(0)
-    lr = torch.rand(batch, 3, side, side, generator=generator).to(device)
-    hr = torch.rand(batch, 3, side * run.scale, side * run.scale, generator=generator).to(device)
+    lr = torch.rand(batch, 3, side, side, generator=generator).to(device, dtype)
+    hr = torch.rand(batch, 3, side * run.scale, side * run.scale, generator=generator).to(device, dtype)
     samples = Batch(lr, hr, torch.arange(batch, device=device), step=0, steps=run.optimisation.steps)
     begun = 0.0
     try:
         for _ in range(2):
             begun = time.perf_counter()
-            objective(network, samples).backward()
+            with torch.autocast(device.type, mixed, enabled=mixed is not None):
+                loss = objective(network, samples)
+            loss.backward()
             optimiser.step()
             optimiser.zero_grad()
             if device.type == "cuda":

@@ -1,6 +1,7 @@
 """One run from its declaration to its finished folder: train, evaluate, record."""
 
 import functools
+import gc
 import os
 import platform
 import shutil
@@ -141,6 +142,7 @@ def execute(run: Run, folder: Path, machine: Machine, status: Status) -> None:
         Interrupted: the machine's `stop` said so, in training or between images; what was trained is kept.
         RecordError: the folder holds another run.
     """
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is what is declared, and what matrix products have by default
     accelerator = machine.accelerate(run, folder)
     first = accelerator.is_main_process
     fingerprints = machine.images.fingerprints(run)
@@ -216,7 +218,11 @@ def _train(
     run: Run, folder: Path, machine: Machine, accelerator: Accelerator, status: Status | None
 ) -> list[tuple[str, float, str]]:
     if accelerator.device.type == "cuda":
+        gc.collect()
         torch.cuda.reset_peak_memory_stats(accelerator.device)
+        held = torch.cuda.memory_allocated(accelerator.device)  # by networks of metrics
+    else:
+        held = 0
     trainer = Trainer(
         run,
         machine.images[run.data.train],
@@ -241,7 +247,9 @@ def _train(
         ("training_overhead", overhead if accelerator.device.type == "cpu" else float("nan"), "%"),
     ]
     if accelerator.device.type == "cuda":
-        costs.append(("training_peak_memory", float(torch.cuda.max_memory_allocated(accelerator.device)), "B"))
+        peak = torch.cuda.max_memory_allocated(accelerator.device) - held
+        costs.append(("training_peak_memory", float(peak), "B"))
+    accelerator.free_memory()  # it would hold the network and the optimiser's moments while the run is evaluated
     return costs
 
 

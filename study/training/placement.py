@@ -22,6 +22,15 @@ ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_A
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # schedulers warn with the last two
 
 
+def leave_signals(worker: int) -> None:
+    """In a process that prepares samples: it ends with its training, which alone decides when to stop.
+
+    A launcher stops the whole process group; a loader that has lost a worker would raise before the state is saved.
+    """
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @dataclass(frozen=True)
 class Placement:
     """How runs are laid on processes; as it stands, each process takes whole runs, one after the other.

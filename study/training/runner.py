@@ -1,15 +1,13 @@
 """A grid's runs: which are left, who takes which, and what became of them."""
 
-import errno
 import os
 import shutil
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -22,15 +20,16 @@ from accelerate.utils import broadcast_object_list
 from study import StudyError
 from study.grid.plan import Plan, title
 from study.grid.schema import Run
-from study.records.claims import Claim, take
+from study.records.claims import take
 from study.records.declaration import declare
 from study.records.index import finished, status
 from study.records.provenance import trained_by_other_code
-from study.records.store import RecordError, remove_partials
+from study.records.store import RecordError
 from study.records.survey import survey
+from study.training.attempts import attempt
 from study.training.checkpoints import STATE
 from study.training.display import display
-from study.training.execution import Machine, Status, execute, lacks_no_longer
+from study.training.execution import Machine, Status, lacks_no_longer
 from study.training.image_sets import ImageSets
 from study.training.placement import (
     Placement,
@@ -41,7 +40,6 @@ from study.training.placement import (
     pack,
     separate,
 )
-from study.training.trainer import Diverged, Interrupted
 
 POLL_S = 0.5
 WAIT = timedelta(days=7)
@@ -287,7 +285,7 @@ def _try(run_id: str, run: Run, folder: Path, machine: Machine, before: tuple[in
         state = _ended(folder, run_id, *before)
         if state is None and start != "done":
             return _pass_over(run, path, start, first=True)
-        return state or _attempt(run, path, machine, claim)
+        return state or attempt(run, path, machine, claim)
 
 
 def _together(
@@ -322,7 +320,7 @@ def _together(
         with claim or nullcontext():
             if what == "run" and before != "done":
                 what = _pass_over(run, path, before, processes.first)
-            state = _attempt(run, path, machine, claim, processes) if what == "run" else what
+            state = attempt(run, path, machine, claim, processes) if what == "run" else what
         if state is None:
             raise RecordError(
                 f"{run_id} was taken over by another launch on {folder}: this one had stopped for too long"
@@ -337,63 +335,3 @@ def _pass_over(run: Run, path: Path, start: str, first: bool) -> str:
         reason = f"the run it starts from {'was interrupted' if start == 'interrupted' else start}"
         Status(path, run).write(state=start, reason=reason)
     return start
-
-
-def _attempt(
-    run: Run, path: Path, machine: Machine, claim: Claim | None, processes: Processes | None = None
-) -> str | None:
-    """How it ended; None where another process has taken it over, whose records are then left alone."""
-    first = processes is None or processes.first
-    if first:
-        remove_partials(path)
-    status_file = Status(path, run)
-    if claim is not None:
-        machine = replace(machine, stop=lambda stop=machine.stop: stop() or claim.passed_over.is_set(), lost=claim.lost)
-    try:
-        execute(run, path, machine, status_file)
-        return "done"
-    except Interrupted as error:
-        state, details = "interrupted", {"reason": str(error)}
-    except Exception as error:
-        _end_where_no_space_is_left(error, path)
-        state, details = "failed", {"reason": _reason(error, run), "traceback": traceback.format_exc()}
-        if processes is not None and processes.world > 1 and not isinstance(error, Diverged):
-            if not status_file.failed():  # the first to fail knows why, the others that it has gone
-                status_file.write(state=state, **details)
-            raise  # the other processes wait for this one: only the launcher can end them
-    if claim is not None and claim.lost():
-        return None
-    if torch.cuda.is_available() and not machine.cpu:
-        torch.cuda.empty_cache()  # what a failed run held is free only now that its frames are gone
-    if first:
-        status_file.write(state=state, **details)
-    return state
-
-
-def _end_where_no_space_is_left(error: Exception, path: Path) -> None:
-    """Ends the launch where the disk is full, which no other run would survive either; this one counts as interrupted.
-
-    Raises:
-        StudyError: it is.
-    """
-    cause = error.__cause__ if isinstance(error, StudyError) else error
-    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise StudyError(
-            f"{cause.filename or path}: {cause.strerror}. What is done is kept; once there is space the same command "
-            "goes on from the last state"
-        ) from None
-
-
-def _reason(error: Exception, run: Run) -> str:
-    if isinstance(error, StudyError):
-        return str(error)
-    said = f"{type(error).__name__}: {error}".strip()
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in said:
-        return said
-    given = run.optimisation
-    return (
-        f"out of memory, with optimisation.batch {given.batch} in {given.accumulate} parts and data.lr_patch_px "
-        f"{run.data.lr_patch_px}: raise optimisation.accumulate (the batch stays what it is; k-means prototypes move "
-        "once for each part), lower the batch or the patch, or train fewer runs at once on the device. "
-        f"{said.partition(chr(10))[0]}"
-    )

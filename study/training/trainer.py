@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
@@ -29,6 +30,7 @@ from study.objectives.objective import Batch
 from study.objectives.routing import WEIGHT, routing_loss
 from study.records.store import RecordError, read_table, write_table
 from study.training.checkpoints import load_state, save_state, save_weights
+from study.training.placement import leave_signals
 from study.training.schedule import learning_rate, sample_numbers, validation_steps
 
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -92,6 +94,8 @@ class Trainer:
             else None
         )
         if optimisation.compile:
+            torch.compiler.reset()  # the networks of earlier runs count towards its limit of recompilations
+            functorch.donated_buffer = False  # the norm of the routing loss's gradient needs the graph twice
             self.network.compile()
         settings = optimisation.optimiser.model_dump(exclude={"kind"})
         optimiser = OPTIMISERS[optimisation.optimiser.kind](self.network.parameters(), **settings, fused=True)
@@ -155,6 +159,7 @@ class Trainer:
             num_workers=self.workers,
             pin_memory=self.accelerator.device.type == "cuda",
             prefetch_factor=4 if self.workers else None,
+            worker_init_fn=leave_signals,
         )
 
     def _optimise(self, batches: Any, measure: bool) -> tuple[Tensor, Tensor | None]:
@@ -239,7 +244,9 @@ class Trainer:
         begun = time.perf_counter()
         network = self._evaluated().eval()
         values = []
-        with torch.inference_mode(), self.accelerator.autocast():
+        compiled = self.run.optimisation.compile  # for one size; here each image has its own
+        plain = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+        with torch.inference_mode(), self.accelerator.autocast(), plain:
             for key, (lr, hr) in enumerate(self.validation):
                 keys = torch.tensor([key], device=self.accelerator.device)
                 sr = network(lr.to(self.accelerator.device), keys).to(hr)

@@ -123,6 +123,37 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     metrics._created.cache_clear()
 
 
+def test_a_metric_may_use_what_is_not_deterministic_and_nothing_else_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def compute(sr: Tensor, hr: Tensor) -> Tensor:
+        seen.append(torch.is_deterministic_algorithms_warn_only_enabled())
+        return (sr - hr).abs().mean()
+
+    monkeypatch.setattr(metrics, "_metric", lambda *_: compute)
+    torch.use_deterministic_algorithms(True)
+    try:
+        score("fsim", *pair())
+        assert seen == [True]
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_full_device_is_no_missing_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyiqa
+
+    def fill(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pyiqa, "create_metric", fill)
+        with pytest.raises(torch.OutOfMemoryError):
+            score("fsim", *pair())
+    assert score("fsim", *pair()) > 0.5
+
+
 def refuse(*_: object, **__: object) -> None:
     raise OSError("no network in tests")
 

@@ -47,3 +47,13 @@ def test_gradient_is_finite_where_a_channel_is_constant():
     attention(x).sum().backward()
     assert x.grad is not None
     assert torch.isfinite(x.grad).all()
+
+
+def test_gradient_is_finite_in_half_precision_where_a_map_is_nearly_flat():
+    torch.manual_seed(0)
+    attention = ContrastAttention(16)
+    x = (0.5 + 1e-4 * torch.randn(1, 16, 8, 8)).half().requires_grad_()
+    with torch.autocast("cpu", torch.float16):
+        attention(x).float().sum().backward()
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()

@@ -62,3 +62,20 @@ def test_passes_of_one_step_objectives_are_not_guessed() -> None:
         "CT + DTM + AMD": None,
         "bicubic": 0,
     }
+
+
+def test_steps_are_timed_at_the_declared_precision(write_grid: Callable[..., Path], tmp_path: Path) -> None:
+    axes = VARIANTS + "\naxes: {optimisation.precision: [fp32, fp64, bf16]}"
+    plan = load_plan(write_grid(axes, ("baseline: hard", 'baseline: "hard, precision=fp32"')))
+    seen: set[tuple[torch.dtype, bool]] = set()
+    noted = torch.nn.Conv2d.forward
+
+    def note(self: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+        seen.add((self.weight.dtype, torch.is_autocast_enabled("cpu")))
+        return noted(self, x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Conv2d, "forward", note)
+        estimates = estimate(plan, root=tmp_path, cpu=True, timed=True)
+    assert all(found.seconds is not None for found in estimates.values())
+    assert {(torch.float32, False), (torch.float64, False), (torch.float32, True)} <= seen

@@ -129,15 +129,17 @@ def test_two_processes_share_the_runs_and_give_the_same_results(finished: tuple[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_in_mid_run_it_goes_on_to_the_same_bits(write_grid: Write, how: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("how", "workers"), [(signal.SIGKILL, "0"), (signal.SIGTERM, "0"), (signal.SIGTERM, "2")], ids=str
+)
+def test_killed_in_mid_run_it_goes_on_to_the_same_bits(write_grid: Write, how: signal.Signals, workers: str) -> None:
     grid = write_grid("variants: {hard: {}}", ("seeds: 2", "seeds: 1"), ("steps: 12", "steps: 60"))
     process = run(grid, "quiet")
     assert process.returncode == 0, output(process)
-    process = run(grid, "killed", wait=False)
+    process = run(grid, "killed", "--workers", workers, wait=False)
     runs = grid.parent / "killed" / "runs"
     wait_for(lambda: list(runs.glob("*/state/latest.pt")))
-    process.send_signal(how)
+    os.killpg(process.pid, how)  # as launchers do: processes that prepare samples get it, too
     process.communicate(timeout=60)
     assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
     (folder,) = folders(grid, "killed").values()
