@@ -207,7 +207,7 @@ class Trainer:
             parameters = list(self.network.parameters())
             gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
             norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
-            self.routing = {"routing_loss": float(loss) / WEIGHT, "routing_gradient_norm": float(norm)}
+            self.routing = {"routing_loss": float(loss.detach()) / WEIGHT, "routing_gradient_norm": float(norm)}
         return loss
 
     def _check(self, stopping: bool) -> tuple[float, bool]:
