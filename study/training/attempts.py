@@ -39,20 +39,23 @@ def attempt(
                 status_file.write(state=state, **details)
             raise  # the other processes wait for this one: only the launcher can end them
     else:
-        _free(machine)
+        _free(run, machine)
         return "done"
     if claim is not None and claim.lost():
         return None
     if first:
         status_file.write(state=state, **details)
-    _free(machine)
+    _free(run, machine)
     return state
 
 
-def _free(machine: Machine) -> None:
+def _free(run: Run, machine: Machine) -> None:
     """Gives back what a run held, now that its frames are gone."""
-    gc.collect()  # Accelerate's autocast and compiled networks refer to themselves
-    if torch.cuda.is_available() and not machine.cpu:
+    gpu = torch.cuda.is_available() and not machine.cpu
+    given = run.optimisation
+    if gpu or given.compile or given.precision in ("bf16", "fp16"):
+        gc.collect()  # Accelerate's autocast and compiled networks refer to themselves
+    if gpu:
         try:
             torch.cuda.empty_cache()
         except RuntimeError as error:

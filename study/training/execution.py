@@ -249,7 +249,7 @@ def _train(
     if accelerator.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(accelerator.device) - held
         costs.append(("training_peak_memory", float(peak), "B"))
-    accelerator.free_memory()  # it would hold the network and the optimiser's moments while the run is evaluated
+        accelerator.free_memory()  # it would hold the network and the optimiser's moments while the run is evaluated
     return costs
 
 
