@@ -105,7 +105,8 @@ def _size(run: Run, root: Path) -> tuple[int, int] | tuple[None, None]:
 def _sample_seconds(run: Run, batch: int, device: torch.device) -> float | None:
     """Seconds of an optimiser step of `batch` samples, for each of them; the second of two steps.
 
-    None where the objective lacks pretrained weights, the device lacks the precision, or the batch does not fit into it.
+    None where the objective lacks pretrained weights, the device lacks the precision, or the batch does not fit
+    into it.
     """
     dtype = torch.float64 if run.optimisation.precision == "fp64" else torch.float32
     mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.optimisation.precision)
