@@ -21,12 +21,12 @@ study: .venv/installed ## train what is missing of the study at the reduced budg
 	@ended=0; \
 	once() { $(STUDY) run "$$@" --placement packed:2 --cpu || ended=$$?; [ $$ended -eq 130 ] || $(STUDY) pack "$$@" --to $(PACKED) || ended=$$?; \
 		[ $$ended -ne 130 ] || exit 130; }; \
-	once ablations/published_weights.yaml; \
+	for grid in quickstart published_weights; do once ablations/$$grid.yaml; done; \
 	for pilot in learning_rate batch_size; do once ablations/$$pilot.yaml --budget pilot; done; \
 	for question in $(QUESTIONS); do once ablations/$$question.yaml --budget reduced; done; \
 	exit $$ended
 
-reports: .venv/installed ## FINDINGS.md, the README's figure and reports/rendered/, from the packed results of the study
+reports: .venv/installed ## README.md, FINDINGS.md and reports/rendered/, from the packed results and reports/templates/
 	rm -rf build/study
 	$(STUDY) unpack $(PACKED) --results build/study
 	.venv/bin/python scripts/write_reports.py build/study

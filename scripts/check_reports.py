@@ -1,4 +1,4 @@
-"""Are FINDINGS.md and reports/rendered/ what scripts/write_reports.py makes of the packed results?
+"""Are README.md, FINDINGS.md and reports/rendered/ what scripts/write_reports.py makes of the packed results?
 
 python scripts/check_reports.py REBUILT compares every .md, .tex and .csv file below the folder with the repository's.
 Text has to be equal, numbers of a CSV table to nine digits: another processor adds in another order. Figures and HTML

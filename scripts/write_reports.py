@@ -1,6 +1,7 @@
-"""Writes FINDINGS.md, the README's figure and reports/rendered/: python scripts/write_reports.py RESULTS [FOLDER].
+"""Writes README.md, FINDINGS.md, their figures and reports/rendered/: python scripts/write_reports.py RESULTS [FOLDER].
 
-Everything comes from the runs in RESULTS and from reports/findings.yaml; FOLDER is the repository when absent.
+Everything comes from the runs in RESULTS, results/reference/, reports/findings.yaml and reports/templates/; FOLDER is
+the repository when absent. The demo's own report is not among them: it shows crops, which are not packed.
 """
 
 import shutil
@@ -14,14 +15,16 @@ from rich.progress import track
 
 from study import StudyError
 from study.analysis.findings import Page, write_findings
+from study.analysis.readme import write_readme
 from study.analysis.report import build_report
 from study.analysis.results import Results
 from study.cli.options import stored_grid
 from study.evaluation.complexity import multiply_adds
 from study.grid.schema import Run
+from study.training.bench import summarise
 
 ROOT = Path(__file__).resolve().parents[1]
-RATES = ROOT / "results" / "reference" / "bench" / "cpu-1-thread" / "bench.parquet"
+REFERENCE = ROOT / "results" / "reference"
 
 
 def main(results: Path, out: Path = ROOT) -> None:
@@ -38,8 +41,11 @@ def main(results: Path, out: Path = ROOT) -> None:
         for figure in (folder / "figures").glob("*.svg"):  # the page holds them
             figure.unlink()
         studies[name] = Results(*stored)
-    rates = pq.read_table(RATES, columns=["matrix_rate"]).to_pandas()["matrix_rate"]
-    write_findings(page, studies, _forward, float(rates.median()), out)
+    bench = pq.read_table(REFERENCE / "bench" / "cpu-1-thread" / "bench.parquet").to_pandas()
+    write_findings(page, studies, _forward, float(bench["matrix_rate"].median()), out)
+    demo = Results(*stored_grid(ROOT / "ablations" / "quickstart.yaml", None, results))
+    calibration = pq.read_table(REFERENCE / "calibration" / "calibration.parquet").to_pandas()
+    write_readme(demo, studies[page.weights], calibration, summarise(bench), out)
 
 
 def _forward(run: Run) -> int:

@@ -99,7 +99,7 @@ def read_noise_floor(folder: Path) -> tuple[str, Components]:
     """Name and components of the dataset with the most images in a folder's `noise_floor.parquet`."""
     frame = read_table(folder, "noise_floor")
     name = str(frame.groupby("dataset")["image"].nunique().idxmax())
-    return name, variance_components(_where(frame, dataset=name))
+    return name, variance_components(where(frame, dataset=name))
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,8 @@ def _designs() -> tuple[Column, ...]:
     return tuple(Column(f"{images}", "", ".1f", group=f"{seeds} seeds") for seeds in SEEDS for images in IMAGES)
 
 
-def _where(rows: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+def where(rows: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """The rows that have these values in the columns of these names."""
     for name in wanted:
         rows = rows.query(f"{name} == @wanted[@name]")
     return rows
@@ -313,11 +314,11 @@ def _worst(part: pd.DataFrame, worst: str) -> list[float]:
 
 
 def _rejection_table(rows: pd.DataFrame) -> Table:
-    part = _where(rows, what="rejection")
+    part = where(rows, what="rejection")
     body: list[tuple[Value, ...]] = []
     for claim, name in CLAIM_NAMES.items():
-        for method in _where(part, claim=claim)["method"].unique():
-            group = _where(part, claim=claim, method=method)
+        for method in where(part, claim=claim)["method"].unique():
+            group = where(part, claim=claim, method=method)
             rates = [Entry(rate, tone="bad" if rate > 100 * MOST_REJECTED else "") for rate in _worst(group, "max")]
             body.append((name, Entry(str(method), "(used)" if TEST_NAMES[claim] == method else ""), *rates))
     return Table(
@@ -339,7 +340,7 @@ def _coverage_table(rows: pd.DataFrame) -> Table:
     part = _used(rows, "coverage")
     for claim, name in CLAIM_NAMES.items():
         for model in MODELS:
-            group = _where(part, claim=claim, model=model)
+            group = where(part, claim=claim, model=model)
             rates = [Entry(rate, tone="bad" if rate < 100 * LEAST_COVERED else "") for rate in _worst(group, "min")]
             body.append((name, model, *rates))
     caption = f"Coverage of the intervals in use, %, nominal {100 * (1 - ALPHA):g}: the worst of the interactions."
@@ -353,7 +354,7 @@ def _power_table(rows: pd.DataFrame) -> Table:
         # These images' persistent effects are part of what `same_images` estimates: they change nothing.
         shown = INTERACTIONS_DB[:1] if claim == "same_images" else (INTERACTIONS_DB[0], INTERACTIONS_DB[-1])
         for model, interaction in product(MODELS, shown):
-            group = _where(part, claim=claim, model=model, interaction_db=interaction)
+            group = where(part, claim=claim, model=model, interaction_db=interaction)
             body.append((name, model, EFFECTS_DB[model], interaction, *_worst(group, "min")))
     columns = (Column("claim"), Column("model"), Column("effect", "dB", "g"), Column("interaction", "dB", "g"))
     caption = f"Power of the tests in use, %, at α = {ALPHA:g} without correction."
