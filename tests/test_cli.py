@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 from pathlib import Path
@@ -6,11 +7,13 @@ from typing import get_args
 import pytest
 from typer.testing import CliRunner
 
+from study import StudyError
 from study.cli import app, main
 from study.cli.options import out
 from study.evaluation import metrics
 from study.grid.schema import Metric, Protocol
 from study.models import MODELS
+from study.records.store import read_table
 from tests.shared import shared
 
 GRID = """\
@@ -54,6 +57,28 @@ def test_plan_prints_runs_ids_sizes_and_what_was_declared(tmp_path: Path) -> Non
     assert "5 runs" in page
     assert "psnr (uint8_y) on b; claim: retraining, on these images" in " ".join(page.split())
     assert "compared: every other trained cell with 'hard'" in " ".join(page.split())
+
+
+def test_bench_times_the_networks_of_a_grid_for_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("study.training.bench.MATRIX_PX", 64)
+    small = "width: 8, blocks: 1, qk_width: 8, mlp_width: 8, heads: 2, windows: [8]"
+    model = f"model: {{kind: catanet, {small}}}, data.lr_patch_px: 16, optimisation.batch: 2, evaluation.cost_lr_px: 24"
+    (tmp_path / "grid.yaml").write_text(GRID.replace("scale: 2,", f"scale: 2, {model},"))
+    grid, results = str(tmp_path / "grid.yaml"), str(tmp_path / "results")
+    code, page = invoke("bench", grid, "--results", results, "--cpu", "--repeats", "2")
+    assert code == 0
+    assert len(re.findall(r"\d\.\d\d \([\d.]+–[\d.]+\)", page)) == 3  # soft's step, soft's and bicubic's inference
+    rows = read_table(tmp_path / "results" / "timings" / "grid", "bench")
+    timed = [*itertools.product(("hard", "soft"), ("training", "inference")), ("bicubic", "inference")]
+    assert rows.groupby(["model", "phase"]).size().to_dict() == dict.fromkeys(timed, 2)
+    assert f"`study report {grid}` shows it" in page.replace("\n", "")
+    assert {path.name for path in (tmp_path / "results" / "timings" / "grid").iterdir()} == {
+        "bench.parquet",
+        "networks.json",
+        "provenance.json",
+    }
+    with pytest.raises(StudyError, match="are for bench without a grid"):
+        invoke("bench", grid, "--switches")
 
 
 def test_plan_without_the_images_says_why_ids_are_unknown(tmp_path: Path) -> None:

@@ -25,19 +25,29 @@ COUNTED = {
     "multiply_adds_products_720p": "with products",
     "activations_720p": "activations",
 }
-MEASURED = ("cost_lr_px", "inference_peak_memory", "latency_low_quartile", "latency_median", "latency_high_quartile",
-            "throughput_batch", "throughput")  # fmt: skip
+LATENCY = ("latency_low_quartile", "latency_median", "latency_high_quartile")
+MEASURED = ("cost_lr_px", "inference_peak_memory", *LATENCY, "throughput_batch", "throughput")
 NAMES = (*COUNTED, *MEASURED)
 _OUTPUT = "1280 × 720 output"
 _LARGEST_MARK = 130.0  # points²
 _LABEL_IN, _LABEL_CHARACTERS = 0.165, 30
 
 
-def network_costs(results: Results) -> dict[str, Array]:
-    """For every stored name of `NAMES` one number per cell: the median over the cell's runs, NaN where absent."""
+Latencies = Mapping[str, tuple[float, float, float]]  # cell -> low quartile, median, high quartile, ms
+
+
+def network_costs(results: Results, latencies: Latencies | None = None) -> dict[str, Array]:
+    """For every stored name of `NAMES` one number per cell: the median over the cell's runs, NaN where absent.
+
+    Args:
+        results: of the grid.
+        latencies: of cells that were timed in turn, which take the place of what their runs measured.
+    """
     rows = results.rows("costs")
     groups = rows.astype({"value": float}).groupby(["name", "cell"])["value"]
     medians = {key: float(np.median(values.to_numpy())) for key, values in groups}
+    for cell, quartiles in (latencies or {}).items():
+        medians |= {(name, cell): value for name, value in zip(LATENCY, quartiles, strict=True)}
     return {name: np.array([medians.get((name, cell), np.nan) for cell in results.cells]) for name in NAMES}
 
 
@@ -48,14 +58,15 @@ def devices(results: Results, runs: Path) -> str:
     return " and ".join(dict.fromkeys(name for name in named if name))
 
 
-def complexity_table(results: Results, device: str) -> Table:
+def complexity_table(results: Results, device: str, latencies: Latencies | None = None) -> Table:
     """Every cell at equal input; without rows where nothing is stored, and without the columns that no run has.
 
     Args:
         results: of the grid.
         device: what time and memory were measured on.
+        latencies: as for `network_costs`.
     """
-    costs = network_costs(results)
+    costs = network_costs(results, latencies)
     kept = [i for i in range(len(results.cells)) if any(np.isfinite(values[i]) for values in costs.values())]
     costs = {name: values[kept] for name, values in costs.items()}
     columns = [Column("cell")]
@@ -74,10 +85,12 @@ def complexity_table(results: Results, device: str) -> Table:
         more, theirs = _measured(costs)
         columns += more
         values += theirs
+        alone = "each run's median (quartiles) after warm-up, median over seeds"
         notes.append(
-            "Time and memory: fp32, median over seeds. Latency: batch 1, each run's median (quartiles) after warm-up. "
-            f"Throughput: output pixels at batch {np.nanmax(costs['throughput_batch']):.0f}. Memory: most held at "
-            "once, beyond weights and input. Runs that shared a machine were timed side by side."
+            f"Time and memory: fp32. Latency: batch 1, {'as in the next table (quartiles)' if latencies else alone}. "
+            f"Throughput: output pixels at batch {np.nanmax(costs['throughput_batch']):.0f}, median over seeds. "
+            "Memory: most held at once, beyond weights and input. Runs that shared a machine were timed side by side"
+            f"{', so that latency and throughput need not agree' if latencies else ''}."
         )
         where = f"; time and memory on {device}" if device else ""
     caption = f"What each network costs at equal input{where}."
@@ -134,16 +147,19 @@ def _digits(values: Array) -> str:
 
 
 def draw_quality(
-    results: Results, styles: Mapping[str, Style], published: Sequence[PublishedPoint] = ()
+    results: Results,
+    styles: Mapping[str, Style],
+    published: Sequence[PublishedPoint] = (),
+    latencies: Latencies | None = None,
 ) -> Figure | None:
     """The primary measure against multiply-adds and against latency; None where no network has both stored.
 
     Points are means over seeds with t intervals over seeds; their area is proportional to the parameters. A line to
     the right of a point reaches to its multiply-adds with products, and one through it spans the quartiles of its
     latency. Labels stand in a column, each as near to its point's height as the others leave room for. Published
-    values are drawn over multiply-adds alone, see `draw_published`.
+    values are drawn over multiply-adds alone, see `draw_published`; `latencies` as for `network_costs`.
     """
-    costs, panels = network_costs(results), []
+    costs, panels = network_costs(results, latencies), []
     layers, latency = costs["multiply_adds_720p"] / 1e9, costs["latency_median"]
     panels.append((layers, layers, costs["multiply_adds_products_720p"] / 1e9, f"multiply-adds (G), {_OUTPUT}"))
     seconds = ", ".join(part for part in ("latency (ms)", _input(costs)) if part)

@@ -27,7 +27,9 @@ from study.analysis.significance import draw_significance, significance_caption
 from study.analysis.sliders import Slider, make_sliders
 from study.analysis.spectra import draw_spectra, spectra_caption
 from study.analysis.tables import Table
+from study.analysis.timing import latency_quartiles, timing_table
 from study.analysis.verdicts import coverage, listed
+from study.records.timings import read_timings
 
 Block = str | Table | Picture | Slider
 MOST_FOREST = 24  # rows of an exploratory forest plot; of more the table and the matrix tell as much
@@ -141,7 +143,9 @@ def _complexity_section(results: Results, styles: dict[str, Any], runs: Path, fo
     device = devices(results, runs)
     blocks: list[Block] = []
     published = _published(results)
-    figure = draw_quality(results, styles, published)
+    rows, machine = read_timings(runs.parent, results.plan)
+    latencies = latency_quartiles(rows)
+    figure = draw_quality(results, styles, published, latencies)
     if figure is not None:
         level = coverage(results.plan.grid.analysis.alpha)
         caption = (
@@ -152,7 +156,8 @@ def _complexity_section(results: Results, styles: dict[str, Any], runs: Path, fo
             f"{f' {published_caption(published)}' if published else ''}"
         )
         blocks.append(save_figure(figure, folder, "quality", caption))
-    return Section("complexity", "Complexity", (*blocks, complexity_table(results, device)))
+    timing = [timing_table(rows, machine, results.plan.grid.analysis.baseline)] if len(rows) else []
+    return Section("complexity", "Complexity", (*blocks, complexity_table(results, device, latencies), *timing))
 
 
 def _published(results: Results) -> list[PublishedPoint]:

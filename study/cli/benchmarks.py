@@ -7,11 +7,17 @@ from typing import Annotated
 import typer
 
 from study import StudyError
-from study.cli.options import CpuOnly, app, out, show
+from study.cli.options import BudgetName, CpuOnly, DataRoot, ResultsFolder, app, load_grid, out, say, show
 
 
 @app.command()
 def bench(
+    grid: Annotated[
+        Path | None, typer.Argument(metavar="[GRID]", help="time this grid's networks, for its report to show")
+    ] = None,
+    budget: BudgetName = None,
+    results: ResultsFolder = Path("results"),
+    data_root: DataRoot = Path("datasets"),
     model: Annotated[
         list[str] | None, typer.Option(help="repeatable, such as 'spin' or 'catanet, soft dense'; all when absent")
     ] = None,
@@ -33,23 +39,44 @@ def bench(
 
     Everything is interleaved in one process. Use a machine that does nothing else: two CPU threads that others
     interrupt wait for each other.
+
+    Without a grid: the networks that are built in, at published size. With one: every network of it, at its own batch
+    and crop, beside the baseline.
     """
     if report and calibration:
         raise StudyError("--report and --calibration are two measurements; ask for one at a time")
+    if grid is not None:
+        if model or switches or report or calibration or to is not None:
+            raise StudyError("--model, --switches, --to, --report and --calibration are for bench without a grid")
+        _bench_grid(grid, budget, results, data_root, repeats=repeats, cpu=cpu)
+        return
     if report or calibration:
         (_bench_report if report else _bench_calibration)(to)
         return
-    from study.training.bench import MODELS, headline, measure, save, tables
+    from study.training.bench import MODELS, headline, measure, save, standard, tables
 
     unknown = [name for name in model or () if name not in MODELS]
     if unknown:
         raise StudyError(f"--model {unknown[0]!r}: known are {', '.join(map(repr, MODELS))}")
-    rows = measure(cpu=cpu, repeats=repeats, models=model or list(MODELS), switches=switches)
+    rows = measure(standard(model or list(MODELS)), cpu=cpu, repeats=repeats, switches=switches)
     if to is not None:
         save(rows, to, cpu=cpu)
     for view in tables(rows):
         out.print(view)
     out.print(headline(rows), highlight=False)
+
+
+def _bench_grid(grid: Path, budget: str | None, results: Path, data_root: Path, *, repeats: int, cpu: bool) -> None:
+    from study.analysis.timing import timing_table
+    from study.models.external import placed
+    from study.records.timings import keep_timings, read_timings, timed_runs
+    from study.training.bench import machine, measure
+
+    declared = load_grid(grid, budget, results)
+    runs = {name: placed(run, data_root) for name, run in timed_runs(declared).items()}
+    folder = keep_timings(results, declared, measure(runs, cpu=cpu, repeats=repeats), machine(cpu=cpu))
+    show(timing_table(*read_timings(results, declared), declared.grid.analysis.baseline))
+    say(f"{folder}: `study report {grid}{f' --budget {budget}' if budget else ''}` shows it")
 
 
 def _bench_report(to: Path | None) -> None:

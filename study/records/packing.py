@@ -21,6 +21,8 @@ from study.records.declaration import FOLDER as DECLARED
 from study.records.index import finished
 from study.records.schemas import PACKED, RUN_TABLES
 from study.records.store import RecordError, name_partial, read, read_json, replace, to_json, write_table
+from study.records.timings import FOLDER as TIMINGS
+from study.records.timings import MACHINE as MACHINE_FILE
 
 TEXTS = ("*.json", "packages-*.txt", "code-*.diff", "DONE")
 MACHINE = ("host", "process")  # in status.json
@@ -29,7 +31,7 @@ _ABSOLUTE = re.compile(r"(?<![^=])/\S*/")
 
 
 def pack(results: Path, grid: str, ids: Iterable[str], folder: Path) -> list[str]:
-    """Adds finished runs of a grid, and what it declared, to a packed folder; returns ids that were not in it.
+    """Adds finished runs of a grid, what it declared and its timings to a packed folder; returns ids not yet in it.
 
     Args:
         results: the results folder.
@@ -52,6 +54,9 @@ def pack(results: Path, grid: str, ids: Iterable[str], folder: Path) -> list[str
     declared = results / DECLARED / f"{grid}.json"
     if declared.exists() and not (folder / DECLARED / declared.name).exists():
         replace(folder / DECLARED / declared.name, declared.read_bytes())
+    for path in (results / TIMINGS / grid).glob("*"):
+        record = to_json(_anonymous(read_json(path))).encode() if path.name == MACHINE_FILE else path.read_bytes()
+        replace(folder / TIMINGS / grid / path.name, record)
     return new
 
 
@@ -61,7 +66,7 @@ def packed(folder: Path) -> list[str]:
 
 
 def unpack(folder: Path, results: Path) -> list[str]:
-    """Writes the run folders of a packed folder, and what was declared; returns ids that were not there.
+    """Writes the run folders of a packed folder, what was declared and timed; returns ids that were not there.
 
     Weights are not among what was packed, so such a run counts as finished for reports and for `study run`, and
     cannot be verified or started from.
@@ -79,6 +84,9 @@ def unpack(folder: Path, results: Path) -> list[str]:
     for declared in (folder / DECLARED).glob("*.json"):
         if not (results / DECLARED / declared.name).exists():
             replace(results / DECLARED / declared.name, declared.read_bytes())
+    for timed in (folder / TIMINGS).glob("*/*"):
+        if not (results / timed.relative_to(folder)).exists():
+            replace(results / timed.relative_to(folder), timed.read_bytes())
     new = []
     for file in files:
         rows = _table(file, PACKED)
@@ -124,13 +132,17 @@ def _texts(run: Path) -> Iterator[tuple[str, str]]:
         if path.name == "status.json":
             yield path.name, to_json(read_json(path) | dict.fromkeys(MACHINE))
         elif path.name == "provenance.json":
-            record = read_json(path)
-            for one in (record, *record.get("earlier", [])):
-                if "command" in one:
-                    one["command"] = [_ABSOLUTE.sub("…/", word) for word in one["command"]]
-            yield path.name, to_json(record)
+            yield path.name, to_json(_anonymous(read_json(path)))
         else:
             yield path.name, path.read_text(encoding="utf-8")
+
+
+def _anonymous(record: dict[str, Any]) -> dict[str, Any]:
+    """A provenance record without absolute paths in its commands."""
+    for one in (record, *record.get("earlier", [])):
+        if "command" in one:
+            one["command"] = [_ABSOLUTE.sub("…/", word) for word in one["command"]]
+    return record
 
 
 def _restore(run: Path, texts: Mapping[str, str], tables: Mapping[str, pd.DataFrame]) -> None:

@@ -4,10 +4,11 @@ Everything is timed in one process and interleaved, the matrix product it is hel
 machine does in the meantime meets all of it alike.
 """
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,16 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from study.evaluation.complexity import operations
+from study.evaluation.complexity import deployed, operations
+from study.evaluation.metrics import MetricUnavailable
 from study.grid.models import CFSR, IMDN, SPIN, CATANet, Hard, Model, Soft, SoftMoE, Superpixel, UNet
 from study.grid.objectives import L1, Consistency, Distance, Objective, Trajectory
-from study.grid.schema import Run
+from study.grid.schema import Data, Evaluation, Optimisation, Run
 from study.models import attention, build, layers
-from study.objectives import OBJECTIVES
-from study.objectives.objective import Batch
 from study.records.provenance import describe
 from study.records.store import write_json, write_table
 from study.training.placement import keep_freed_memory
+from study.training.steps import training_step
 
 TRAINING_BATCH, TRAINING_LR_PX = 4, 64
 INFERENCE_LR_PX = 256
@@ -62,8 +63,8 @@ STAGES: dict[str, Objective] = {
     "CT": Consistency(distance=_PLAIN),
     "CT + DTM": Trajectory(distance=_PLAIN, matching_distance=Distance(kind="squared")),
 }
-# Forwards in a training step without gradient: the target's, and the frozen network's two.
-EXTRA = {"l1": 0, "consistency": 1, "trajectory": 3}
+# Forwards in a training step without gradient: the target's, and the frozen network's two. Of others it is not known.
+EXTRA = {"l1": 0, "charbonnier": 0, "consistency": 1, "trajectory": 3}
 SWITCHED = ("catanet, hard", "spin")
 AS_IT_IS, BF16 = "as it is", "bf16"
 
@@ -73,11 +74,11 @@ class Task:
     """One thing that is timed.
 
     Attributes:
-        model: its name in `MODELS`, or `matrix product`.
+        model: its name, or `matrix product`.
         phase: `training`, `inference` or empty.
         variant: which optimisation is off; `as it is` for none.
         call: does it once.
-        operations: floating-point operations of the plain formulation; padding has no credit.
+        operations: floating-point operations of the plain formulation; padding has no credit; NaN where not known.
         setting: entered around every call.
     """
 
@@ -89,13 +90,31 @@ class Task:
     setting: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
-def measure(*, cpu: bool, repeats: int, models: list[str], switches: bool) -> pd.DataFrame:
-    """Times the training step and the inference of networks, fp32, x4.
+def standard(names: list[str]) -> dict[str, Run]:
+    """Runs of networks of `MODELS`, fp32, x4, as docs/speed.md has them."""
+    data, evaluation = Data(lr_patch_px=TRAINING_LR_PX), Evaluation(cost_lr_px=INFERENCE_LR_PX)
+    optimisation = Optimisation(batch=TRAINING_BATCH)
+    objectives = {name: STAGES.get(name.partition(", ")[2], L1()) for name in names}
+    return {
+        name: Run(
+            scale=SCALE,
+            model=MODELS[name],
+            objective=objectives[name],
+            data=data,
+            optimisation=optimisation,
+            evaluation=evaluation,
+        )
+        for name in names
+    }
+
+
+def measure(runs: Mapping[str, Run], *, cpu: bool, repeats: int, switches: bool = False) -> pd.DataFrame:
+    """Times the training step and the inference of networks.
 
     Args:
+        runs: name -> run, whose batch, crop, precision and `cost_lr_px` count; inference is fp32.
         cpu: keep off the GPU.
         repeats: interleaved measurements of each task.
-        models: names of `MODELS`.
         switches: also in bf16, and the models in `SWITCHED` with each optimisation off.
 
     Returns:
@@ -106,7 +125,7 @@ def measure(*, cpu: bool, repeats: int, models: list[str], switches: bool) -> pd
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # the floor is fp32's
     matrix = torch.randn(MATRIX_PX, MATRIX_PX, device=device, generator=torch.Generator(device).manual_seed(0))
     product = Task("matrix product", "", AS_IT_IS, lambda: matrix @ matrix, 2 * MATRIX_PX**3)
-    tasks = [task for name in models for task in _tasks(name, device, switches)]
+    tasks = [task for name, run in runs.items() for task in _tasks(name, run, device, switches)]
     rows: list[dict[str, Any]] = []
     for repeat in track(range(-1, repeats), "measuring", transient=True):  # the first round warms up
         rate = product.operations / _timed(product, device)
@@ -114,7 +133,11 @@ def measure(*, cpu: bool, repeats: int, models: list[str], switches: bool) -> pd
             seconds = _timed(task, device)
             rate, before = product.operations / _timed(product, device), rate
             row = {"model": task.model, "phase": task.phase, "variant": task.variant, "repeat": repeat}
-            row |= {"seconds": seconds, "operations": float(task.operations), "matrix_rate": (rate + before) / 2}
+            row |= {
+                "seconds": seconds,
+                "operations": float(task.operations or math.nan),
+                "matrix_rate": (rate + before) / 2,
+            }
             rows.append(row)
     return pd.DataFrame([row for row in rows if row["repeat"] >= 0])
 
@@ -142,22 +165,28 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
 def save(rows: pd.DataFrame, folder: Path, *, cpu: bool) -> None:
     """Writes `bench.parquet` and, beside it, what it was measured on."""
-    on_gpu = torch.cuda.is_available() and not cpu
-    where = torch.cuda.get_device_name() if on_gpu else f"cpu, {torch.get_num_threads()} threads"
     write_table(folder, "bench", rows.to_dict("records"))
-    write_json(folder / "provenance.json", describe(where, {}))
+    write_json(folder / "provenance.json", machine(cpu=cpu))
 
 
-def _tasks(name: str, device: torch.device, switches: bool) -> Iterator[Task]:
-    objective = STAGES.get(name.partition(", ")[2], L1())
-    run = Run(scale=SCALE, model=MODELS[name], objective=objective)
+def machine(*, cpu: bool) -> dict[str, Any]:
+    """What `measure` measures on, and by which code."""
+    threads = torch.get_num_threads()
+    on_gpu = torch.cuda.is_available() and not cpu
+    where = torch.cuda.get_device_name() if on_gpu else f"cpu, {threads} thread{'' if threads == 1 else 's'}"
+    return describe(where, {})
+
+
+def _tasks(name: str, run: Run, device: torch.device, switches: bool) -> Iterator[Task]:
     with torch.device("meta"):
         plain = build(run).eval()
-    forward = [2 * sum(_counted(plain, side)) for side in (TRAINING_LR_PX, INFERENCE_LR_PX)]
-    passes = 1 + BACKWARD + EXTRA[objective.kind]
-    work = {"training": (_training_step(run, device), passes * TRAINING_BATCH * forward[0])}
-    if not isinstance(objective, Trajectory):  # the second stage's network is the first one's
-        work["inference"] = _inference(run, device), forward[1]
+    forward = [2 * sum(_counted(plain, side)) for side in (run.data.lr_patch_px, run.evaluation.cost_lr_px)]
+    passes = 1 + BACKWARD + EXTRA.get(run.objective.kind, math.nan)
+    work: dict[str, tuple[Callable[[], object], float]] = {}
+    if run.trains:
+        with suppress(MetricUnavailable):  # whoever trains it is told
+            work["training"] = training_step(run, device), passes * run.optimisation.batch * forward[0]
+    work["inference"] = _inference(run, device), forward[1]
     for phase, (call, count) in work.items():
         yield Task(name, phase, AS_IT_IS, call, count)
         if switches:
@@ -203,38 +232,19 @@ def _after_the_shuffle(features: Tensor, conv: nn.Conv2d) -> Tensor:
     return conv(F.pixel_shuffle(features, factor))
 
 
-def _training_step(run: Run, device: torch.device) -> Callable[[], object]:
-    network = build(run).to(device).train()
-    objective = OBJECTIVES[run.objective.kind](run.objective)
-    objective.begin(network, run.optimisation)
-    optimiser = torch.optim.Adam(network.parameters(), lr=1e-6, fused=True)
-    generator = torch.Generator(device).manual_seed(0)
-    side = TRAINING_LR_PX
-    lr = torch.rand(TRAINING_BATCH, 3, side, side, device=device, generator=generator)
-    hr = torch.rand(TRAINING_BATCH, 3, SCALE * side, SCALE * side, device=device, generator=generator)
-
-    samples = Batch(lr, hr, torch.arange(TRAINING_BATCH, device=device), step=0, steps=run.optimisation.steps)
-
-    def step() -> None:
-        objective(network, samples).backward()
-        optimiser.step()
-        optimiser.zero_grad()
-
-    return step
-
-
 def _inference(run: Run, device: torch.device) -> Callable[[], object]:
     network = build(run).to(device).train()
     generator = torch.Generator(device).manual_seed(1)
-    network(torch.rand(1, 3, TRAINING_LR_PX, TRAINING_LR_PX, device=device, generator=generator))  # first prototypes
-    network.eval()
-    merged: Callable[[], nn.Module] | None = getattr(network, "merged", None)
-    deployed = network if merged is None else merged()
-    image = torch.rand(1, 3, INFERENCE_LR_PX, INFERENCE_LR_PX, device=device, generator=generator)
+    if run.trains:
+        side = run.data.lr_patch_px
+        network(torch.rand(1, 3, side, side, device=device, generator=generator))  # first prototypes
+    network = deployed(network.eval())
+    side = run.evaluation.cost_lr_px
+    image = torch.rand(1, 3, side, side, device=device, generator=generator)
 
     @torch.inference_mode()
     def infer() -> None:
-        deployed(image)
+        network(image)
 
     return infer
 

@@ -17,8 +17,7 @@ from study.grid.plan import Plan
 from study.grid.schema import Run
 from study.models import build
 from study.models.external import placed
-from study.objectives import OBJECTIVES
-from study.objectives.objective import Batch
+from study.training.steps import training_step
 
 CPU_BATCH = 2  # at most: on a CPU time grows in proportion to the batch, so a small one tells as much
 
@@ -108,33 +107,17 @@ def _sample_seconds(run: Run, batch: int, device: torch.device) -> float | None:
     None where the objective lacks pretrained weights, the device lacks the precision, or the batch does not fit
     into it.
     """
-    dtype = torch.float64 if run.optimisation.precision == "fp64" else torch.float32
-    mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.optimisation.precision)
-    if mixed is torch.float16 and device.type == "cpu":  # whoever runs it is told
+    if run.optimisation.precision == "fp16" and device.type == "cpu":  # whoever runs it is told
         return None
-    network = build(run).to(device, dtype).train()
-    objective = OBJECTIVES[run.objective.kind](run.objective)
-    try:
-        objective.begin(network, run.optimisation)
-    except MetricUnavailable:  # whoever runs it is told
-        return None
-    optimiser = torch.optim.Adam(network.parameters(), lr=1e-6, fused=True)
-    side = run.data.lr_patch_px
-    generator = torch.Generator().manual_seed(0)
-    lr = torch.rand(batch, 3, side, side, generator=generator).to(device, dtype)
-    hr = torch.rand(batch, 3, side * run.scale, side * run.scale, generator=generator).to(device, dtype)
-    samples = Batch(lr, hr, torch.arange(batch, device=device), step=0, steps=run.optimisation.steps)
+    optimisation = run.optimisation.model_copy(update={"batch": batch, "accumulate": 1})
     begun = 0.0
     try:
+        step = training_step(run.model_copy(update={"optimisation": optimisation}), device)
         for _ in range(2):
             begun = time.perf_counter()
-            with torch.autocast(device.type, mixed, enabled=mixed is not None):
-                loss = objective(network, samples)
-            loss.backward()
-            optimiser.step()
-            optimiser.zero_grad()
+            step()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-    except torch.OutOfMemoryError:  # whoever runs it is told
+    except (MetricUnavailable, torch.OutOfMemoryError):  # whoever runs it is told
         return None
     return (time.perf_counter() - begun) / batch

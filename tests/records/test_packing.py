@@ -183,3 +183,21 @@ def test_what_cannot_be_packed_or_unpacked_is_named(results: Path, tmp_path: Pat
     with pytest.raises(RecordError, match=rf"{costs.name} is missing"):
         unpack(folder, tmp_path / "other")
     assert not list((tmp_path / "other" / "runs").glob("*/DONE"))
+
+
+def test_timings_go_along_without_the_machines_paths(results: Path, tmp_path: Path) -> None:
+    folder, other, own = tmp_path / "reference", tmp_path / "other", results / "timings" / "grid"
+    write_json(own / "networks.json", {"hard": "{}"})
+    write_json(own / "provenance.json", {"device": "cpu", "command": ["study", "bench", "--results=/mnt/all/r"]})
+    (own / "bench.parquet").write_bytes(b"rows")
+    pack(results, "grid", NAMES, folder)
+    unpack(folder, other)
+    there = other / "timings" / "grid"
+    assert (there / "bench.parquet").read_bytes() == b"rows"
+    assert read_json(there / "networks.json") == {"hard": "{}"}
+    assert read_json(there / "provenance.json") == {"device": "cpu", "command": ["study", "bench", "--results=…/r"]}
+    (own / "bench.parquet").write_bytes(b"timed again")
+    pack(results, "grid", NAMES, folder)
+    assert (folder / "timings" / "grid" / "bench.parquet").read_bytes() == b"timed again"
+    unpack(folder, other)
+    assert (there / "bench.parquet").read_bytes() == b"rows"  # what a results folder holds stays

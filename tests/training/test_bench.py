@@ -13,7 +13,7 @@ from study.grid.schema import Run
 from study.models import attention, layers
 from study.records.store import read_json, read_table
 from study.training import bench
-from study.training.bench import AS_IT_IS, headline, measure, save, summarise, tables
+from study.training.bench import AS_IT_IS, headline, measure, save, standard, summarise, tables
 
 
 def rows() -> pd.DataFrame:
@@ -69,7 +69,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_measurement(small: None, tmp_path: Path) -> None:
     places = [(attention, "_in_blocks"), (layers, "convolve_shuffled")]
     before = [getattr(*place) for place in places]
-    found = measure(cpu=True, repeats=2, models=["catanet, hard", "imdn"], switches=True)
+    found = measure(standard(["catanet, hard", "imdn"]), cpu=True, repeats=2, switches=True)
     assert before == [getattr(*place) for place in places]
     assert attention._ALIGNMENT == {"cpu": 2, "cuda": 8}
     counts = found.groupby(["model", "phase", "variant"]).size()
