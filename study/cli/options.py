@@ -46,7 +46,9 @@ out = Console(soft_wrap=False)
 GridFile = Annotated[Path, typer.Argument(metavar="GRID", help="a grid file, such as ablations/quickstart.yaml")]
 BudgetName = Annotated[
     str | None,
-    typer.Option("--budget", "-b", help="a file of budgets/ beside the grid: ci, reduced, laptop, single_gpu, paper"),
+    typer.Option(
+        "--budget", "-b", help="a file of budgets/ beside the grid: ci, pilot, reduced, laptop, single_gpu, paper"
+    ),
 ]
 ResultsFolder = Annotated[Path, typer.Option("--results", help="folder of runs/, reports/ and the image cache")]
 DataRoot = Annotated[
