@@ -1,6 +1,8 @@
-"""Writes results/reference/noise_floor/noise_floor.parquet from the finished runs of the grid beside it.
+"""Writes one of the tables that `study bench --calibration` draws from, out of finished runs.
 
-python scripts/write_noise_floor.py RESULTS
+python scripts/write_noise_floor.py noise_floor RESULTS: PSNR of every seed and image, of the grid that lies beside it.
+python scripts/write_noise_floor.py differences RESULTS: CATANet less IMDN, two networks that have little in common, of
+ablations/architectures.yaml at the reduced budget; `study unpack results/reference/study` makes such RESULTS.
 """
 
 import sys
@@ -8,30 +10,35 @@ from pathlib import Path
 
 import pandas as pd
 
-from study.grid.expand import load_plan
-from study.records.index import finished
-from study.records.location import locate
-from study.records.store import read_table, write_table
+from study.cli.options import stored_grid
+from study.records.store import write_table
 
-FOLDER = Path(__file__).resolve().parents[1] / "results" / "reference" / "noise_floor"
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "results" / "reference" / "noise_floor"
+PLACE = ["seed", "dataset", "image"]
 
 
-def main(results: Path) -> None:
-    """Collects the trained cell's per-image PSNR, of every seed."""
-    plan = load_plan(FOLDER / "noise_floor.yaml")
-    frames = []
-    for (cell, seed), run in locate(results / "runs", plan).items():
-        if cell == "bicubic":
-            continue
-        if not finished(results / "runs" / run):
-            raise SystemExit(f"{cell}, seed {seed}: {results / 'runs' / run} is not finished")
-        rows = read_table(results / "runs" / run, "images")
-        kept = rows.query("metric == 'psnr' and protocol == 'uint8_y'")
-        frames.append(kept.assign(seed=seed, psnr=kept["value"]).filter(["seed", "dataset", "image", "psnr"]))
-    rows = pd.concat(frames).sort_values(["seed", "dataset", "image"])
-    write_table(FOLDER, "noise_floor", rows.to_dict("records"))  # type: ignore[arg-type]
-    print(f"{len(frames)} runs, {len(rows)} rows: {FOLDER / 'noise_floor.parquet'}")
+def psnr(grid: Path, budget: str | None, results: Path) -> pd.DataFrame:
+    """Columns `cell`, `seed`, `dataset`, `image` and `psnr` of a grid's finished runs."""
+    _, ids, records, _ = stored_grid(grid, budget, results)
+    rows = records.images.query("metric == 'psnr' and protocol == 'uint8_y'").astype({"run": str})
+    places = pd.DataFrame([(run, cell, seed) for (cell, seed), run in ids.items()], columns=["run", "cell", "seed"])
+    return rows.merge(places, on="run").rename(columns={"value": "psnr"})
+
+
+def main(table: str, results: Path) -> None:
+    """Writes the table into `FOLDER`."""
+    if table == "noise_floor":
+        every = psnr(FOLDER / "noise_floor.yaml", None, results)
+        rows = every[every["cell"] != "bicubic"]
+    else:
+        every = psnr(ROOT / "ablations" / "architectures.yaml", "reduced", results)
+        one, other = (every[every["cell"] == cell].set_index(PLACE)["psnr"] for cell in ("CATANet", "IMDN"))
+        rows = pd.DataFrame({"difference": one - other}).reset_index().query("dataset == 'B100'")
+    rows = pd.DataFrame(rows).filter([*PLACE, "psnr", "difference"]).sort_values(by=PLACE)
+    write_table(FOLDER, table, rows.to_dict("records"))  # type: ignore[arg-type]
+    print(f"{rows['seed'].nunique()} seeds, {len(rows)} rows: {FOLDER / table}.parquet")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,20 +1,22 @@
 """The tests tested by simulation: rejection under no effect, coverage and power of each claim, on seeded grids.
 
 A simulated grid is a seeds × images table of paired differences between two networks, in dB. Per-image difficulty
-cancels in it exactly. Three models of the rest:
+cancels in it exactly. Four models of the rest:
 
 - `independent`: a seed effect and noise, normal, with the variances of a noise-floor run;
 - `as measured`: seeds drawn with that run's covariance over its images, and images drawn from its own, so that images
   which answer a seed more strongly than others stay as they were measured;
-- `quiet`: as `independent`, with smaller variances (`QUIET_DB`), against which an image's persistent effect shows.
+- `quiet`: as `independent`, with smaller variances (`QUIET_DB`), against which an image's persistent effect shows;
+- `unlike networks`: the differences of two networks that have little in common, images drawn from theirs, so that a few
+  images answer many times as strongly as most; seed effect and noise normal, with their variances.
 
-On top comes a persistent image × arm effect. The truth that a claim is about: for `same_images` the expected difference
-over the seeds, mean of these images; for `new_images` its mean over the population of images; for `these_weights` the
-pseudo-median over the population of images, of what these weights give there.
+On top of the first three comes a persistent image × arm effect. The truth that a claim is about: for `same_images` the
+expected difference over the seeds, mean of these images; for `new_images` its mean over the population of images; for
+`these_weights` the pseudo-median over the population of images, of what these weights give there.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -39,8 +41,9 @@ GRIDS = 20_000  # per design
 SEEDS, IMAGES = (3, 5, 10), (5, 14, 100)
 INTERACTIONS_DB = (0.0, 0.02, 0.05, 0.1)
 QUIET_DB = (0.03, 0.05)  # seed effect, noise
-MODELS = ("independent", "as measured", "quiet")
-EFFECTS_DB = {"independent": 0.3, "as measured": 0.3, "quiet": 0.05}  # what power is measured at
+UNLIKE = "unlike networks"
+MODELS = ("independent", "as measured", "quiet", UNLIKE)
+EFFECTS_DB = {"independent": 0.3, "as measured": 0.3, "quiet": 0.05, UNLIKE: 0.3}  # what power is measured at
 ALPHA = 0.05
 CHUNKS = 10  # what cannot be vectorised over all grids sees the first of so many parts
 JITTER_DB = 1e-5  # keeps an image that is drawn twice from being a tie
@@ -52,6 +55,7 @@ class Components:
     """What a noise-floor run says of the difference between two networks that differ in their seed alone.
 
     Attributes:
+        unlike: (seeds, images) differences of two networks that have little in common, less their mean.
         seed_db: standard deviation of the seed effect on a difference.
         noise_db: standard deviation of a difference's seed × image residual.
         difficulty_db: standard deviation of the images' own level, which a difference is free of.
@@ -62,6 +66,12 @@ class Components:
     noise_db: float
     difficulty_db: float
     residuals: Array
+    unlike: Array = field(default_factory=lambda: np.zeros((0, 0)))
+
+    @property
+    def unlike_db(self) -> float:
+        """Standard deviation over images of what `unlike` is on average over its seeds, to two digits."""
+        return round(float(self.unlike.mean(axis=0).std(ddof=1)), 2)
 
 
 def variance_components(frame: pd.DataFrame) -> Components:
@@ -96,10 +106,12 @@ def variance_components(frame: pd.DataFrame) -> Components:
 
 
 def read_noise_floor(folder: Path) -> tuple[str, Components]:
-    """Name and components of the dataset with the most images in a folder's `noise_floor.parquet`."""
+    """Name and components of the dataset with the most images in a folder's `noise_floor` and `differences` tables."""
     frame = read_table(folder, "noise_floor")
     name = str(frame.groupby("dataset")["image"].nunique().idxmax())
-    return name, variance_components(where(frame, dataset=name))
+    pairs = where(read_table(folder, "differences"), dataset=name)
+    unlike = pairs.pivot(index="seed", columns="image", values="difference").to_numpy(float)
+    return name, replace(variance_components(where(frame, dataset=name)), unlike=unlike - unlike.mean())
 
 
 @dataclass(frozen=True)
@@ -119,7 +131,18 @@ class Design:
         Without `weights` there is none for `these_weights`, which takes longest.
         """
         if self.model == "as measured":
-            return self._draw_measured(components, grids, rng, weights)
+            rows, population = components.residuals.shape
+            whole = rng.standard_normal((grids, self.seeds, rows)) @ (components.residuals * np.sqrt(2 / (rows - 1)))
+            own = rng.standard_normal((grids, population)) * self.interaction_db
+            own -= own.mean(axis=1, keepdims=True)
+            return self._draw_images(whole, own, rng, weights)
+        if self.model == UNLIKE:
+            level, answer = components.unlike.mean(axis=1), components.unlike.mean(axis=0)
+            rest = components.unlike - level[:, None] - answer
+            noise_db = np.sqrt((rest**2).sum() / ((len(level) - 1) * (len(answer) - 1)))
+            whole = rng.normal(0, level.std(ddof=1), (grids, self.seeds, 1))
+            whole = whole + rng.normal(0, noise_db, (grids, self.seeds, len(answer)))
+            return self._draw_images(whole, np.tile(answer, (grids, 1)), rng, weights)
         seed_db, noise_db = QUIET_DB if self.model == "quiet" else (components.seed_db, components.noise_db)
         seeds = rng.normal(0, seed_db, (grids, self.seeds, 1))
         own = rng.normal(0, 1, (grids, 1, self.images)) * self.interaction_db
@@ -130,13 +153,11 @@ class Design:
         truths = {"same_images": own.mean(axis=(1, 2)), "new_images": np.zeros(grids)}
         return tables, {**truths, "these_weights": seeds.mean(axis=(1, 2))}  # symmetric about it
 
-    def _draw_measured(
-        self, components: Components, grids: int, rng: np.random.Generator, weights: bool
+    def _draw_images(
+        self, whole: Array, own: Array, rng: np.random.Generator, weights: bool
     ) -> tuple[Array, dict[str, Array]]:
-        rows, population = components.residuals.shape
-        whole = rng.standard_normal((grids, self.seeds, rows)) @ (components.residuals * np.sqrt(2 / (rows - 1)))
-        own = rng.standard_normal((grids, population)) * self.interaction_db
-        own -= own.mean(axis=1, keepdims=True)
+        """As `draw`, images taken from a population: `whole` (grids, seeds, population) of it, and its own effects."""
+        grids, population = own.shape
         chosen = rng.integers(0, population, (grids, self.images))
         kept = np.take_along_axis(own, chosen, axis=1)
         tables = np.take_along_axis(whole, chosen[:, None], axis=2) + kept[:, None]
@@ -265,7 +286,7 @@ def calibrate(
     Args:
         grids: per design, for what has a closed form; rank tests and bootstraps see a tenth of them.
         on_progress: told how many designs are done, and of how many.
-        folder: of `noise_floor.parquet`.
+        folder: of `noise_floor.parquet` and `differences.parquet`.
 
     Returns:
         One row per claim, method, model, design and question (`rejection`, `coverage`, `power`): the rate, and its 95%
@@ -274,7 +295,8 @@ def calibrate(
     if grids < 100 * CHUNKS:
         raise StudyError(f"calibration needs at least {100 * CHUNKS} grids, got {grids}")
     _, components = read_noise_floor(folder)
-    designs = [Design(*parts) for parts in product(MODELS, SEEDS, IMAGES, INTERACTIONS_DB)]
+    designs = [Design(*parts) for parts in product(MODELS[:-1], SEEDS, IMAGES, INTERACTIONS_DB)]
+    designs += [Design(UNLIKE, seeds, images, components.unlike_db) for seeds, images in product(SEEDS, IMAGES)]
     frames = []
     for done, design in enumerate(designs, 1):
         frames.append(simulate(design, components, grids))
@@ -327,7 +349,7 @@ def _rejection_table(rows: pd.DataFrame) -> Table:
         (Column("claim"), Column("method"), *_designs()),
         tuple(body),
         ("Columns: images. Interaction: a persistent effect of an image on an arm, "
-         f"{', '.join(f'{value:g}' for value in INTERACTIONS_DB)} dB.",),
+         f"{', '.join(f'{value:g}' for value in INTERACTIONS_DB)} dB, and that of two unlike networks.",),
     )  # fmt: skip
 
 
@@ -353,7 +375,8 @@ def _power_table(rows: pd.DataFrame) -> Table:
     for claim, name in CLAIM_NAMES.items():
         # These images' persistent effects are part of what `same_images` estimates: they change nothing.
         shown = INTERACTIONS_DB[:1] if claim == "same_images" else (INTERACTIONS_DB[0], INTERACTIONS_DB[-1])
-        for model, interaction in product(MODELS, shown):
+        own = where(part, claim=claim, model=UNLIKE)["interaction_db"].unique()
+        for model, interaction in (*product(MODELS[:-1], shown), *product([UNLIKE], own)):
             group = where(part, claim=claim, model=model, interaction_db=interaction)
             body.append((name, model, EFFECTS_DB[model], interaction, *_worst(group, "min")))
     columns = (Column("claim"), Column("model"), Column("effect", "dB", "g"), Column("interaction", "dB", "g"))

@@ -58,6 +58,7 @@ class Page(Declared):
         lengths: grid over variants and `optimisation.steps`, or nothing where it has not run.
         pilots: grids that settled the budget, of which a report is written and nothing said, with their own budgets.
         questions: in the order of the page.
+        open: what is not answered yet.
     """
 
     budget: str
@@ -68,6 +69,7 @@ class Page(Declared):
     lengths: str | None = None
     pilots: dict[str, str] = {}
     questions: list[Question]
+    open: str | None = None
 
     def studies(self) -> dict[str, tuple[str, str | None]]:
         """Every grid that the page rests on and its budget, under the name of its report."""

@@ -89,8 +89,10 @@ def _weights(results: Results, numbers: Sequence[Cited]) -> Mapping[str, Any]:
 def _rejected(calibration: pd.DataFrame) -> Mapping[str, float]:
     """The highest rate of rejection where nothing is there: of the tests in use, and of two that are not."""
     rows = where(calibration, what="rejection")
+    used = [where(rows, claim=claim, method=method) for claim, method in TEST_NAMES.items()]
     parts = {
-        "used": [where(rows, claim=claim, method=method) for claim, method in TEST_NAMES.items()],
+        "used": [part[part["images"] == part["images"].max()] for part in used],
+        "few": [part[part["images"] < part["images"].max()] for part in used],
         "bootstrap": [where(rows, method="bootstrap over seeds, percentile", seeds=3)],
         "wilcoxon": [where(rows, method="Wilcoxon over images", claim="new_images")],
     }

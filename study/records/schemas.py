@@ -74,6 +74,15 @@ NOISE_FLOOR = pa.schema(
     ]
 )
 
+DIFFERENCES = pa.schema(
+    [
+        _field("seed", pa.int64(), "of both networks' trainings"),
+        _field("dataset", pa.string(), "name under evaluation.datasets"),
+        _field("image", pa.string(), "file name without its ending"),
+        _field("difference", pa.float64(), "of PSNR under the primary protocol, first network less second", "dB"),
+    ]
+)
+
 CALIBRATION = pa.schema(
     [
         _field("claim", pa.string(), "same_images, new_images or these_weights"),
@@ -100,4 +109,10 @@ PACKED = pa.schema(
 )
 
 RUN_TABLES = {"images": IMAGES, "scalars": SCALARS, "costs": COSTS}
-TABLES = {**RUN_TABLES, "bench": BENCH, "noise_floor": NOISE_FLOOR, "calibration": CALIBRATION}
+TABLES = {
+    **RUN_TABLES,
+    "bench": BENCH,
+    "noise_floor": NOISE_FLOOR,
+    "differences": DIFFERENCES,
+    "calibration": CALIBRATION,
+}

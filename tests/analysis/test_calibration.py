@@ -175,10 +175,12 @@ def test_a_short_calibration_finds_who_errs():
 def test_the_committed_result_is_whole_and_the_tests_in_use_hold():
     rows = committed()
     designs = rows[["model", "seeds", "images", "interaction_db"]].drop_duplicates()
-    assert len(designs) == 3 * 9 * 4
+    assert len(designs) == 3 * 9 * 4 + 9
     for claim in TEST_NAMES:
         rejection, coverage = used(rows, "rejection", claim), used(rows, "coverage", claim)
         assert len(rejection) == len(coverage) == len(designs)
+        if claim == "new_images":  # the next test's
+            rejection, coverage = (part.query("model != @calibration.UNLIKE") for part in (rejection, coverage))
         assert rejection["low"].to_numpy().max() <= calibration.MOST_REJECTED
         assert coverage["high"].to_numpy().min() >= calibration.LEAST_COVERED
     assert used(rows, "rejection", "same_images")["rate"].to_numpy().min() >= 0.04
@@ -187,6 +189,19 @@ def test_the_committed_result_is_whole_and_the_tests_in_use_hold():
         "coverage",
         "power",
     ]
+
+
+def test_few_images_that_answer_unequally_are_too_few_for_new_ones():
+    rejection, coverage = (
+        used(committed(), what, "new_images").query("model == @calibration.UNLIKE").set_index("images")["rate"]
+        for what in ("rejection", "coverage")
+    )
+    assert rejection.loc[[5, 14]].between(0.09, 0.14).all()
+    assert rejection.loc[100].between(0.04, 0.065).all()
+    assert coverage.loc[[5, 14]].between(0.86, 0.91).all()
+    assert coverage.loc[100].min() > 0.93
+    same = used(committed(), "rejection", "same_images").query("model == @calibration.UNLIKE")
+    assert same["rate"].between(0.045, 0.055).all()  # the question that few images can answer
 
 
 def test_the_committed_result_is_what_the_code_gives():

@@ -223,3 +223,12 @@ def test_texts_sort_by_their_numbers(study):
     assert column(summaries.protocol_table(results), "uint8_y")[
         "soft, count=16 vs hard, count=16"
     ].order == pytest.approx(declared[0].mean)
+
+
+@pytest.mark.parametrize(
+    ("claim", "images", "warned"), [("new_images", 14, 1), ("new_images", 40, 0), ("same_images", 14, 0)]
+)
+def test_few_images_are_said_to_be_too_few_for_new_ones(tmp_path, claim, images, warned):
+    study = draw_study(tmp_path, GRID.replace("analysis:", f"analysis:\n  claim: {claim}", 1), images=images)
+    table = summaries.comparison_table(compare_declared(arrange(study)), "comparisons", "")
+    assert sum(f"On so few images ({images})" in note for note in table.notes) == warned
