@@ -37,7 +37,9 @@ def timing_table(rows: pd.DataFrame, machine: Mapping[str, Any], baseline: str) 
     for phase, group in PHASES.items():
         times, ratios = (_by_cell(rows, phase, name) for name in ("seconds", "ratio"))
         medians = {name: 1e3 * float(np.median(values)) for name, values in times.items()}
-        digits = min(2, max(0, 2 - math.floor(math.log10(min(medians.values(), default=100)))))
+        if not medians:
+            continue
+        digits = min(2, max(0, 2 - math.floor(math.log10(min(medians.values())))))
         columns.append(Column("time", "ms", f",.{digits}f", group=group))
         columns.append(Column("× baseline", "", ".2f", group=group))
         columns.append(Column("× floor", "", ".1f", group=group))

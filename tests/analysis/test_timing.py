@@ -45,6 +45,8 @@ def test_shares_are_paired_by_repeat(rows: pd.DataFrame) -> None:
     assert table.caption.endswith("measured in turn; on one GPU, commit 0123456.")
     without = timing_table(rows.query("model != 'hard'"), {}, "hard")
     assert [entry.value for entry in without.entries()[0][1:4]] in ([None, None, None], [3000, None, 9])
+    untrained = timing_table(rows.query("phase == 'inference'"), {}, "hard")
+    assert [column.group for column in untrained.columns] == ["", "inference", "inference", "inference"]
 
 
 def test_measured_in_turn_takes_the_place_of_the_runs_own(rows: pd.DataFrame, tmp_path) -> None:
