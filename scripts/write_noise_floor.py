@@ -20,7 +20,10 @@ PLACE = ["seed", "dataset", "image"]
 
 def psnr(grid: Path, budget: str | None, results: Path) -> pd.DataFrame:
     """Columns `cell`, `seed`, `dataset`, `image` and `psnr` of a grid's finished runs."""
-    _, ids, records, _ = stored_grid(grid, budget, results)
+    plan, ids, records, statuses = stored_grid(grid, budget, results)
+    for cell, run in plan.runs():
+        if statuses.get(ids.get((cell.name, run.seed), ""), {}).get("state") != "done":
+            raise SystemExit(f"{grid}: {cell.name}, seed {run.seed} is not finished in {results}")
     rows = records.images.query("metric == 'psnr' and protocol == 'uint8_y'").astype({"run": str})
     places = pd.DataFrame([(run, cell, seed) for (cell, seed), run in ids.items()], columns=["run", "cell", "seed"])
     return rows.merge(places, on="run").rename(columns={"value": "psnr"})

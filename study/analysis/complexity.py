@@ -81,7 +81,7 @@ def complexity_table(results: Results, device: str, latencies: Latencies | None 
         "widths. Activations: numbers that convolutions and linear layers put out."
     ]
     where = ""
-    if np.isfinite(costs["latency_median"]).any():
+    if all(np.isfinite(costs[name]).any() for name in ("latency_median", "throughput")):
         more, theirs = _measured(costs)
         columns += more
         values += theirs
@@ -92,7 +92,7 @@ def complexity_table(results: Results, device: str, latencies: Latencies | None 
             "Memory: most held at once, beyond weights and input. Runs that shared a machine were timed side by side"
             f"{', so that latency and throughput need not agree' if latencies else ''}."
         )
-        where = f"; time and memory on {device}" if device else ""
+        where = f"; {'throughput' if latencies else 'time'} and memory on {device}" if device else ""
     caption = f"What each network costs at equal input{where}."
     return Table("complexity", caption, tuple(columns), tuple(zip(*values, strict=True)), tuple(notes))
 

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from study.analysis import summaries
 from study.analysis.bayes import bayes_table
 from study.analysis.comparisons import Comparison, compare_exploratory
-from study.analysis.complexity import complexity_table, devices, draw_quality
+from study.analysis.complexity import Latencies, complexity_table, devices, draw_quality, network_costs
 from study.analysis.crops import draw_crops, pick_tiles, picture_name, read_tiles
 from study.analysis.dynamics import diagnostic_panels, draw_curves, staged, training_panels
 from study.analysis.ends import draw_ends, ends_caption, read_thumbnails
@@ -144,20 +146,27 @@ def _complexity_section(results: Results, styles: dict[str, Any], runs: Path, fo
     blocks: list[Block] = []
     published = _published(results)
     rows, machine = read_timings(runs.parent, results.plan)
-    latencies = latency_quartiles(rows)
+    latencies = _whole(latency_quartiles(rows), results)
     figure = draw_quality(results, styles, published, latencies)
     if figure is not None:
-        level = coverage(results.plan.grid.analysis.alpha)
+        level, where = coverage(results.plan.grid.analysis.alpha), machine["device"] if latencies else device
         caption = (
             f"Quality against cost: {results.primary}, mean over seeds, bars: {level} t interval over seeds; the "
             "area of a mark: parameters. Multiply-adds: convolutions and linear layers, a line to the right: up to the "
             "count with attention and assignment products. Latency: median, a line through it: quartiles"
-            f"{f'; on {device}' if device else ''}. Both axes of cost are logarithmic."
+            f"{f'; on {where}' if where else ''}. Both axes of cost are logarithmic."
             f"{f' {published_caption(published)}' if published else ''}"
         )
         blocks.append(save_figure(figure, folder, "quality", caption))
     timing = [timing_table(rows, machine, results.plan.grid.analysis.baseline)] if len(rows) else []
     return Section("complexity", "Complexity", (*blocks, complexity_table(results, device, latencies), *timing))
+
+
+def _whole(latencies: Latencies, results: Results) -> Latencies:
+    """Latencies that were measured in turn, if those of all cells were: two kinds are not to be compared."""
+    stored = network_costs(results)["latency_median"]
+    cells = {cell for cell, latency in zip(results.cells, stored, strict=True) if np.isfinite(latency)}
+    return latencies if cells <= set(latencies) else {}
 
 
 def _published(results: Results) -> list[PublishedPoint]:

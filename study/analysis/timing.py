@@ -57,6 +57,7 @@ def timing_table(rows: pd.DataFrame, machine: Mapping[str, Any], baseline: str) 
     )
     where = f"; on {machine['device']}" if machine.get("device") else ""
     commit = f", commit {str(machine['commit'])[:7]}" if machine.get("commit") else ""
+    commit += " with uncommitted changes" if machine.get("dirty") else ""
     caption = f"Time of a step and of an inference, all networks measured in turn{where}{commit}."
     return Table("timing", caption, tuple(columns), tuple(map(tuple, body.values())), notes)
 

@@ -54,7 +54,7 @@ def pack(results: Path, grid: str, ids: Iterable[str], folder: Path) -> list[str
     declared = results / DECLARED / f"{grid}.json"
     if declared.exists() and not (folder / DECLARED / declared.name).exists():
         replace(folder / DECLARED / declared.name, declared.read_bytes())
-    for path in (results / TIMINGS / grid).glob("*"):
+    for path in (results / TIMINGS / grid).glob("[!.]*"):
         record = to_json(_anonymous(read_json(path))).encode() if path.name == MACHINE_FILE else path.read_bytes()
         replace(folder / TIMINGS / grid / path.name, record)
     return new

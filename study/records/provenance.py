@@ -31,7 +31,7 @@ PACKAGES = (
 )
 TRAINED_BY = (
     *("grid", "data", "models", "objectives"),
-    *("evaluation/metrics.py", "training/schedule.py", "training/trainer.py"),
+    *("evaluation/metrics.py", "training/schedule.py", "training/steps.py", "training/trainer.py"),
 )
 DIFF_LIMIT_BYTES = 256 * 1024
 DIGESTS = "digests.json"

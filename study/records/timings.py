@@ -7,8 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from study.grid.identity import specification
 from study.grid.plan import Plan
 from study.grid.schema import Run
+from study.records.provenance import keep
 from study.records.store import read_json, read_table, write_json, write_table
 
 FOLDER = "timings"  # in the results folder
@@ -36,7 +38,7 @@ def keep_timings(results: Path, plan: Plan, rows: pd.DataFrame, machine: Mapping
     folder = results / FOLDER / plan.name
     write_table(folder, "bench", rows.to_dict("records"))  # type: ignore[arg-type]
     write_json(folder / NETWORKS, {name: _settings(run) for name, run in timed_runs(plan).items()})
-    write_json(folder / MACHINE, dict(machine))
+    keep(folder / MACHINE, dict(machine))
     return folder
 
 
@@ -61,11 +63,12 @@ def read_timings(results: Path, plan: Plan) -> tuple[pd.DataFrame, dict[str, Any
 
 def _settings(run: Run) -> str:
     """Canonical JSON of what the time of a step and of an inference depends on."""
-    optimisation = run.optimisation
-    settings: dict[str, Any] = {"model": run.model.model_dump(mode="json"), "scale": run.scale}
+    body, optimisation = json.loads(specification(run))["run"], run.optimisation
+    settings: dict[str, Any] = {name: body[name] for name in ("model", "scale")}
     settings["cost_lr_px"] = run.evaluation.cost_lr_px
     if run.trains:
-        settings["objective"] = run.objective.model_dump(mode="json")
+        settings["objective"] = body["objective"]
         settings["crop"] = run.data.lr_patch_px
-        settings["optimisation"] = [optimisation.batch, optimisation.accumulate, optimisation.precision]
+        settings["step"] = [optimisation.batch, optimisation.accumulate, optimisation.precision]
+        settings["step"] += [optimisation.optimiser.kind, bool(optimisation.ema_decay), optimisation.clip_norm is None]
     return json.dumps(settings, sort_keys=True)

@@ -8,7 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,16 @@ from unittest.mock import patch
 
 import pandas as pd
 import torch
+from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from study import StudyError
 from study.evaluation.complexity import deployed, operations
-from study.evaluation.metrics import MetricUnavailable
 from study.grid.models import CFSR, IMDN, SPIN, CATANet, Hard, Model, Soft, SoftMoE, Superpixel, UNet
-from study.grid.objectives import L1, Consistency, Distance, Objective, Trajectory
+from study.grid.objectives import L1, Adaptive, Charbonnier, Consistency, Distance, Objective, Trajectory
 from study.grid.schema import Data, Evaluation, Optimisation, Run
 from study.models import attention, build, layers
 from study.records.provenance import describe
@@ -63,8 +64,6 @@ STAGES: dict[str, Objective] = {
     "CT": Consistency(distance=_PLAIN),
     "CT + DTM": Trajectory(distance=_PLAIN, matching_distance=Distance(kind="squared")),
 }
-# Forwards in a training step without gradient: the target's, and the frozen network's two. Of others it is not known.
-EXTRA = {"l1": 0, "charbonnier": 0, "consistency": 1, "trajectory": 3}
 SWITCHED = ("catanet, hard", "spin")
 AS_IT_IS, BF16 = "as it is", "bf16"
 
@@ -118,16 +117,17 @@ def measure(runs: Mapping[str, Run], *, cpu: bool, repeats: int, switches: bool 
         switches: also in bf16, and the models in `SWITCHED` with each optimisation off.
 
     Returns:
-        The rows of `records.schemas.BENCH`.
+        The rows of `records.schemas.BENCH`; none of what cannot be done here, which is said on the error stream.
     """
     device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
     keep_freed_memory()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # the floor is fp32's
     matrix = torch.randn(MATRIX_PX, MATRIX_PX, device=device, generator=torch.Generator(device).manual_seed(0))
     product = Task("matrix product", "", AS_IT_IS, lambda: matrix @ matrix, 2 * MATRIX_PX**3)
-    tasks = [task for name, run in runs.items() for task in _tasks(name, run, device, switches)]
+    shown = Console(stderr=True)
+    tasks = [task for name, run in runs.items() for task in _tasks(name, run, device, switches) if _warm(task, shown)]
     rows: list[dict[str, Any]] = []
-    for repeat in track(range(-1, repeats), "measuring", transient=True):  # the first round warms up
+    for repeat in track(range(repeats), "measuring", console=shown, transient=True):
         rate = product.operations / _timed(product, device)
         for task in tasks:
             seconds = _timed(task, device)
@@ -139,7 +139,18 @@ def measure(runs: Mapping[str, Run], *, cpu: bool, repeats: int, switches: bool 
                 "matrix_rate": (rate + before) / 2,
             }
             rows.append(row)
-    return pd.DataFrame([row for row in rows if row["repeat"] >= 0])
+    return pd.DataFrame(rows)
+
+
+def _warm(task: Task, shown: Console) -> bool:
+    """Calls a task for the first time; whether it can be called at all."""
+    try:
+        with task.setting():
+            task.call()
+    except (StudyError, ValueError, torch.OutOfMemoryError) as error:
+        shown.print(f"not timed: {task.model}, {task.phase}: {error}", markup=False, highlight=False)
+        return False
+    return True
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
@@ -181,18 +192,41 @@ def _tasks(name: str, run: Run, device: torch.device, switches: bool) -> Iterato
     with torch.device("meta"):
         plain = build(run).eval()
     forward = [2 * sum(_counted(plain, side)) for side in (run.data.lr_patch_px, run.evaluation.cost_lr_px)]
-    passes = 1 + BACKWARD + EXTRA.get(run.objective.kind, math.nan)
     work: dict[str, tuple[Callable[[], object], float]] = {}
     if run.trains:
-        with suppress(MetricUnavailable):  # whoever trains it is told
-            work["training"] = training_step(run, device), passes * run.optimisation.batch * forward[0]
-    work["inference"] = _inference(run, device), forward[1]
+        passes = 1 + BACKWARD + _without_gradient(run.objective)
+        work["training"] = _later(lambda: training_step(run, device)), passes * run.optimisation.batch * forward[0]
+    work["inference"] = _later(lambda: _inference(run, device)), forward[1]
     for phase, (call, count) in work.items():
         yield Task(name, phase, AS_IT_IS, call, count)
         if switches:
             settings = {**(_settings(device) if name in SWITCHED else {}), BF16: _bf16(device)}
             for variant, setting in settings.items():
                 yield Task(name, phase, variant, call, count, setting)
+
+
+def _later(make: Callable[[], Callable[[], object]]) -> Callable[[], object]:
+    """What is made at its first call, and called."""
+    made: list[Callable[[], object]] = []
+
+    def call() -> object:
+        if not made:
+            made.append(make())
+        return made[0]()
+
+    return call
+
+
+def _without_gradient(objective: Objective) -> float:
+    """Forwards of the network in a training step that have no gradient; NaN where they are not all that is done."""
+    if isinstance(objective, L1 | Charbonnier):
+        return 0
+    distances = [objective.distance] + ([objective.matching_distance] if isinstance(objective, Trajectory) else [])
+    if isinstance(objective, Adaptive) or any(distance.perceptual for distance in distances):
+        return math.nan
+    if not isinstance(objective, Trajectory):
+        return 1  # the target's
+    return 3 if objective.matching == "dtm" else 2  # and the frozen network's
 
 
 def _counted(network: nn.Module, lr_px: int) -> tuple[int, int]:

@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from study import StudyError
 from study.data.decoding import DataError
 from study.evaluation.complexity import multiply_adds, parameters
-from study.evaluation.metrics import MetricUnavailable
 from study.grid.objectives import L1, Charbonnier
 from study.grid.plan import Plan
 from study.grid.schema import Run
@@ -107,8 +107,6 @@ def _sample_seconds(run: Run, batch: int, device: torch.device) -> float | None:
     None where the objective lacks pretrained weights, the device lacks the precision, or the batch does not fit
     into it.
     """
-    if run.optimisation.precision == "fp16" and device.type == "cpu":  # whoever runs it is told
-        return None
     optimisation = run.optimisation.model_copy(update={"batch": batch, "accumulate": 1})
     begun = 0.0
     try:
@@ -118,6 +116,6 @@ def _sample_seconds(run: Run, batch: int, device: torch.device) -> float | None:
             step()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-    except (MetricUnavailable, torch.OutOfMemoryError):  # whoever runs it is told
+    except (StudyError, torch.OutOfMemoryError):  # whoever runs it is told
         return None
     return (time.perf_counter() - begun) / batch

@@ -36,6 +36,7 @@ from study.records.store import RecordError, read_json, read_table, replace, wri
 from study.training.checkpoints import STATE, WEIGHTS
 from study.training.determinism import describe_machine, heed_request
 from study.training.image_sets import ImageSets
+from study.training.steps import refuse_half
 from study.training.trackers import tracked, tracking
 from study.training.trainer import Interrupted, Trainer
 
@@ -120,8 +121,7 @@ class Machine:
         accelerator = Accelerator(
             mixed_precision=MIXED[run.optimisation.precision], cpu=self.cpu, **tracking(self.trackers, folder)
         )
-        if run.optimisation.precision == "fp16" and accelerator.device.type == "cpu":
-            raise StudyError("optimisation.precision: fp16 needs a GPU; a CPU has fp32, bf16 and fp64")
+        refuse_half(run.optimisation, accelerator.device)
         return accelerator
 
 

@@ -1,29 +1,61 @@
-"""One optimiser step of a run on random images, to be timed."""
+"""What an optimiser step is made of, for the trainer and for those who time it."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from study.grid.schema import Run
+from study import StudyError
+from study.grid.schema import Optimisation, Run
 from study.models import build
 from study.objectives import OBJECTIVES
 from study.objectives.objective import Batch
+from study.objectives.routing import WEIGHT, routing_loss
+
+OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+def refuse_half(optimisation: Optimisation, device: torch.device) -> None:
+    """Raises `StudyError` for fp16 on a CPU."""
+    if optimisation.precision == "fp16" and device.type == "cpu":
+        raise StudyError("optimisation.precision: fp16 needs a GPU; a CPU has fp32, bf16 and fp64")
+
+
+def make_optimiser(network: nn.Module, optimisation: Optimisation) -> torch.optim.Optimizer:
+    """The declared optimiser of a network's parameters."""
+    settings = optimisation.optimiser.model_dump(exclude={"kind"})
+    return OPTIMISERS[optimisation.optimiser.kind](network.parameters(), **settings, fused=True)
+
+
+def make_average(network: nn.Module, optimisation: Optimisation) -> AveragedModel | None:
+    """The moving average of a network's weights, where one is declared."""
+    if not optimisation.ema_decay:
+        return None
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(optimisation.ema_decay))
+
+
+def weighted_routing(network: nn.Module) -> Tensor | None:
+    """The weighted loss on the assignment of the last forward, of a network that declares one."""
+    judged = getattr(network, "routing", lambda: None)()
+    return None if judged is None else WEIGHT * routing_loss(*judged)
 
 
 def training_step(run: Run, device: torch.device) -> Callable[[], None]:
-    """What takes one step of a run at its batch, crop and precision, not compiled, each time that it is called.
+    """What takes a step of a run on random images as the trainer does, but for compilation and fp16's loss scale.
 
     Raises:
-        MetricUnavailable: the objective lacks pretrained weights.
+        StudyError: the precision is not there on the device, or the objective lacks pretrained weights.
     """
     optimisation, side = run.optimisation, run.data.lr_patch_px
+    refuse_half(optimisation, device)
     dtype = torch.float64 if optimisation.precision == "fp64" else torch.float32
     mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(optimisation.precision)
     network = build(run).to(device, dtype).train()
     objective = OBJECTIVES[run.objective.kind](run.objective)
     objective.begin(network, optimisation)
-    optimiser = torch.optim.Adam(network.parameters(), lr=1e-6, fused=True)
+    optimiser, average = make_optimiser(network, optimisation), make_average(network, optimisation)
     generator = torch.Generator().manual_seed(0)
     size = optimisation.batch // optimisation.accumulate
     lr = torch.rand(size, 3, side, side, generator=generator).to(device, dtype)
@@ -34,8 +66,14 @@ def training_step(run: Run, device: torch.device) -> Callable[[], None]:
         for _ in range(optimisation.accumulate):
             with torch.autocast(device.type, mixed) if mixed else nullcontext():
                 loss = objective(network, samples)
-            loss.backward()
+            routing = weighted_routing(network)
+            (loss if routing is None else loss + routing).backward()
+        if optimisation.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), optimisation.clip_norm)
         optimiser.step()
         optimiser.zero_grad()
+        objective.settle(network, 1)
+        if average is not None:
+            average.update_parameters(network)
 
     return step

@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch._functorch import config as functorch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from study import StudyError
@@ -27,13 +26,13 @@ from study.models import build
 from study.models.weights import load_weights
 from study.objectives import OBJECTIVES
 from study.objectives.objective import Batch
-from study.objectives.routing import WEIGHT, routing_loss
+from study.objectives.routing import WEIGHT
 from study.records.store import RecordError, read_table, write_table
 from study.training.checkpoints import load_state, save_state, save_weights
 from study.training.placement import leave_signals
 from study.training.schedule import learning_rate, sample_numbers, validation_steps
+from study.training.steps import make_average, make_optimiser, weighted_routing
 
-OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 VALIDATION_LR_PX = 96
 
 
@@ -88,18 +87,12 @@ class Trainer:
         optimisation = run.optimisation
         self.objective = OBJECTIVES[run.objective.kind](run.objective)
         self.objective.begin(self.network, optimisation)
-        self.average = (
-            AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(optimisation.ema_decay))
-            if optimisation.ema_decay
-            else None
-        )
+        self.average = make_average(self.network, optimisation)
         if optimisation.compile:
             torch.compiler.reset()  # the networks of earlier runs count towards its limit of recompilations
             functorch.donated_buffer = False  # the norm of the routing loss's gradient needs the graph twice
             self.network.compile()
-        settings = optimisation.optimiser.model_dump(exclude={"kind"})
-        optimiser = OPTIMISERS[optimisation.optimiser.kind](self.network.parameters(), **settings, fused=True)
-        self.model, self.optimiser = accelerator.prepare(self.network, optimiser)
+        self.model, self.optimiser = accelerator.prepare(self.network, make_optimiser(self.network, optimisation))
         self.routing: dict[str, float] = {}  # the loss on the assignment at the last row, and its gradient's norm
         self.step = 0
         self.rows: list[dict[str, Any]] = []
@@ -199,10 +192,9 @@ class Trainer:
 
     def _routing(self, measure: bool) -> Tensor | float:
         """The weighted loss on the assignment of a network that declares one; 0 for others."""
-        judged = getattr(self.network, "routing", lambda: None)()
-        if judged is None:
+        loss = weighted_routing(self.network)
+        if loss is None:
             return 0.0
-        loss = WEIGHT * routing_loss(*judged)
         if measure:
             parameters = list(self.network.parameters())
             gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)

@@ -226,7 +226,7 @@ def test_texts_sort_by_their_numbers(study):
 
 
 @pytest.mark.parametrize(
-    ("claim", "images", "warned"), [("new_images", 14, 1), ("new_images", 40, 0), ("same_images", 14, 0)]
+    ("claim", "images", "warned"), [("new_images", 14, 1), ("new_images", 100, 0), ("same_images", 14, 0)]
 )
 def test_few_images_are_said_to_be_too_few_for_new_ones(tmp_path, claim, images, warned):
     study = draw_study(tmp_path, GRID.replace("analysis:", f"analysis:\n  claim: {claim}", 1), images=images)

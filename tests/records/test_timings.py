@@ -54,6 +54,8 @@ def test_a_measurement_counts_for_every_cell_that_is_still_as_it_was(tmp_path: P
         "soft, steps=200": 2.0,
         "bicubic": 3.0,
     }
+    averaged = declare(tmp_path, GRID.replace("{scale: 4,", "{scale: 4, optimisation.ema_decay: 0.9,"))
+    assert set(read_timings(tmp_path / "results", averaged)[0]["model"]) == {"bicubic"}
     changed = declare(tmp_path, GRID.replace("{kind: soft}", "{kind: soft, support: sparsemax}"))
     assert set(read_timings(tmp_path / "results", changed)[0]["model"]) == {
         "hard, steps=100",

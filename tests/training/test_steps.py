@@ -1,0 +1,56 @@
+"""The step that is timed does what the trainer's does."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from study import StudyError
+from study.grid.schema import Run
+from study.models import build
+from study.objectives import OBJECTIVES
+from study.training.steps import training_step, weighted_routing
+
+CPU = torch.device("cpu")
+
+
+def run(guidance: str = "bias", **optimisation: object) -> Run:
+    sizes = {"width": 8, "blocks": 1, "qk_width": 8, "mlp_width": 8, "heads": 2, "windows": [8]}
+    assignment = {"kind": "soft", "prior": {"kind": "frequency", "guidance": guidance}}
+    tree = {"scale": 2, "model": {"kind": "catanet", "assignment": assignment, **sizes}, "data": {"lr_patch_px": 16}}
+    return Run.model_validate({**tree, "optimisation": {"batch": 4, **optimisation}})
+
+
+def test_a_step_accumulates_and_settles(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    class Spy(OBJECTIVES["l1"]):  # type: ignore[misc]
+        def __call__(self, network: Any, batch: Any) -> Any:
+            seen.append(len(batch.lr))
+            return super().__call__(network, batch)
+
+        def settle(self, network: Any, step: int) -> None:
+            seen.append("settled")
+
+    monkeypatch.setitem(OBJECTIVES, "l1", Spy)
+    step = training_step(run(accumulate=2, ema_decay=0.9, clip_norm=1.0), CPU)
+    step()
+    step()
+    assert seen == [2, 2, "settled"] * 2
+
+
+def test_the_loss_on_the_assignment_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = torch.rand(1, 3, 16, 16)
+    for guidance, judged in (("bias", False), ("loss", True)):
+        network = build(run(guidance)).train()
+        network(image)
+        assert (weighted_routing(network) is not None) == judged
+    asked = []
+    monkeypatch.setattr("study.training.steps.weighted_routing", lambda network: asked.append(network))
+    training_step(run("loss"), CPU)()
+    assert len(asked) == 1
+
+
+def test_half_precision_is_refused_on_a_cpu() -> None:
+    with pytest.raises(StudyError, match=r"^optimisation\.precision: fp16 needs a GPU"):
+        training_step(run(precision="fp16"), CPU)
