@@ -19,9 +19,8 @@ from study.analysis.readme import write_readme
 from study.analysis.report import build_report
 from study.analysis.results import Results
 from study.cli.options import stored_grid
-from study.evaluation.complexity import multiply_adds
-from study.grid.schema import Run
 from study.training.bench import summarise
+from study.training.steps import sample_operations
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "results" / "reference"
@@ -42,15 +41,10 @@ def main(results: Path, out: Path = ROOT) -> None:
             figure.unlink()
         studies[name] = Results(*stored)
     bench = pq.read_table(REFERENCE / "bench" / "cpu-1-thread" / "bench.parquet").to_pandas()
-    write_findings(page, studies, _forward, float(bench["matrix_rate"].median()), out)
+    write_findings(page, studies, sample_operations, float(bench["matrix_rate"].median()), out)
     demo = Results(*stored_grid(ROOT / "ablations" / "quickstart.yaml", None, results))
     calibration = pq.read_table(REFERENCE / "calibration" / "calibration.parquet").to_pandas()
     write_readme(demo, studies[page.weights], calibration, summarise(bench), out)
-
-
-def _forward(run: Run) -> int:
-    """Multiply-adds of one training crop."""
-    return multiply_adds(run, (run.data.lr_patch_px, run.data.lr_patch_px), products=True)
 
 
 if __name__ == "__main__":

@@ -109,19 +109,19 @@ def distance_table(results: Results, numbers: Sequence[Cited]) -> Table:
     return Table("distances", caption, tuple(columns), tuple(rows), (legend(used),) if used else ())
 
 
-def throughput_table(studies: Sequence[Results], forward: Callable[[Run], int], matrix_rate: float) -> Table:
+def throughput_table(studies: Sequence[Results], operations: Callable[[Run], float], matrix_rate: float) -> Table:
     """Steps per second of every kind of network, its share of the floor's rate, and the time of all its runs.
 
-    The floor is the operations of a training step, three times a forward's, over the matrix rate.
+    The floor is the operations of a training step over the matrix rate.
 
     Args:
         studies: results that may share runs; each counts once.
-        forward: multiply-adds of one training crop, attention products included.
+        operations: floating-point operations of a step for each sample; NaN where unknown.
         matrix_rate: of the machine that trained, FLOP/s.
     """
     kinds: dict[str, dict[str, Effort]] = {}
     for results in studies:
-        for run_id, (run, effort) in _efforts(results, forward, matrix_rate).items():
+        for run_id, (run, effort) in _efforts(results, operations, matrix_rate).items():
             kinds.setdefault(_kind(run), {})[run_id] = effort
     columns = (
         Column("network"),
@@ -145,7 +145,7 @@ def throughput_table(studies: Sequence[Results], forward: Callable[[Run], int], 
     return Table("throughput", caption, columns, tuple(rows))
 
 
-def _efforts(results: Results, forward: Callable[[Run], int], matrix_rate: float) -> dict[str, tuple[Run, Effort]]:
+def _efforts(results: Results, operations: Callable[[Run], float], matrix_rate: float) -> dict[str, tuple[Run, Effort]]:
     """Of every finished training, by id."""
     rows = results.records.costs
     costs = {str(run): dict(zip(part["name"], part["value"], strict=True)) for run, part in rows.groupby("run")}
@@ -155,8 +155,7 @@ def _efforts(results: Results, forward: Callable[[Run], int], matrix_rate: float
         if run_id in costs and run.trains and results.state(run_id) == "done":
             cost = costs[run_id]
             rate = run.optimisation.steps / (cost["training"] - cost["training_validation"])
-            pixel = run.objective.kind in ("l1", "charbonnier")  # of others the number of passes differs
-            share = 6 * forward(run) * run.optimisation.batch * rate / matrix_rate if pixel else np.nan
+            share = operations(run) * run.optimisation.batch * rate / matrix_rate
             found[run_id] = run, Effort(rate, share, (cost["training"] + cost["evaluation"]) / 3600)
     return found
 

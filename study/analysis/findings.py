@@ -93,14 +93,14 @@ class Finding:
 
 
 def write_findings(
-    page: Page, studies: Mapping[str, Results], forward: Callable[[Run], int], matrix_rate: float, out: Path
+    page: Page, studies: Mapping[str, Results], operations: Callable[[Run], float], matrix_rate: float, out: Path
 ) -> list[Path]:
     """Writes FINDINGS.md and the figure of the README.
 
     Args:
         page: what is said.
         studies: results of every grid that the page names, as `Page.studies` names them.
-        forward: multiply-adds of one training crop, attention products included.
+        operations: floating-point operations of a training step for each sample; NaN where unknown.
         matrix_rate: of the machine that trained, one thread, FLOP/s.
         out: the repository.
 
@@ -123,7 +123,7 @@ def write_findings(
         "lengths": lengths and lengths_table(lengths),
         "orders": order_agreement(lengths) if lengths else [],
         "distances": lengths and distance_table(lengths, numbers),
-        "throughput": throughput_table(list(studies.values()), forward, matrix_rate),
+        "throughput": throughput_table(list(studies.values()), operations, matrix_rate),
     }
     headline = _headline(findings)
     with mpl.rc_context(), style_context(["default", find_style("report")]):

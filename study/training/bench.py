@@ -23,20 +23,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from study import StudyError
-from study.evaluation.complexity import deployed, operations
+from study.evaluation.complexity import deployed, multiply_adds
 from study.grid.models import CFSR, IMDN, SPIN, CATANet, Hard, Model, Soft, SoftMoE, Superpixel, UNet
-from study.grid.objectives import L1, Adaptive, Charbonnier, Consistency, Distance, Objective, Trajectory
+from study.grid.objectives import L1, Consistency, Distance, Objective, Trajectory
 from study.grid.schema import Data, Evaluation, Optimisation, Run
 from study.models import attention, build, layers
 from study.records.provenance import describe
 from study.records.store import write_json, write_table
 from study.training.placement import keep_freed_memory
-from study.training.steps import training_step
+from study.training.steps import sample_operations, training_step
 
 TRAINING_BATCH, TRAINING_LR_PX = 4, 64
 INFERENCE_LR_PX = 256
 MATRIX_PX = 2048
-BACKWARD = 2  # times the operations of a forward: one product for the gradient of each factor
 SCALE = 4
 
 TINY = UNet(width=16, multipliers=(1, 2), blocks=1, window=4, attention_width=16, heads=2, mlp_ratio=2, dropout=0)
@@ -189,14 +188,12 @@ def machine(*, cpu: bool) -> dict[str, Any]:
 
 
 def _tasks(name: str, run: Run, device: torch.device, switches: bool) -> Iterator[Task]:
-    with torch.device("meta"):
-        plain = build(run).eval()
-    forward = [2 * sum(_counted(plain, side)) for side in (run.data.lr_patch_px, run.evaluation.cost_lr_px)]
+    side, batch = run.evaluation.cost_lr_px, run.optimisation.batch
     work: dict[str, tuple[Callable[[], object], float]] = {}
     if run.trains:
-        passes = 1 + BACKWARD + _without_gradient(run.objective)
-        work["training"] = _later(lambda: training_step(run, device)), passes * run.optimisation.batch * forward[0]
-    work["inference"] = _later(lambda: _inference(run, device)), forward[1]
+        work["training"] = _later(lambda: training_step(run, device)), batch * sample_operations(run)
+    forward = 2 * multiply_adds(run, (side, side), products=True)
+    work["inference"] = _later(lambda: _inference(run, device)), forward
     for phase, (call, count) in work.items():
         yield Task(name, phase, AS_IT_IS, call, count)
         if switches:
@@ -215,23 +212,6 @@ def _later(make: Callable[[], Callable[[], object]]) -> Callable[[], object]:
         return made[0]()
 
     return call
-
-
-def _without_gradient(objective: Objective) -> float:
-    """Forwards of the network in a training step that have no gradient; NaN where they are not all that is done."""
-    if isinstance(objective, L1 | Charbonnier):
-        return 0
-    distances = [objective.distance] + ([objective.matching_distance] if isinstance(objective, Trajectory) else [])
-    if isinstance(objective, Adaptive) or any(distance.perceptual for distance in distances):
-        return math.nan
-    if not isinstance(objective, Trajectory):
-        return 1  # the target's
-    return 3 if objective.matching == "dtm" else 2  # and the frozen network's
-
-
-def _counted(network: nn.Module, lr_px: int) -> tuple[int, int]:
-    counted = operations(network, (lr_px, lr_px))
-    return counted.layers, counted.products
 
 
 def _settings(device: torch.device) -> dict[str, Callable[[], AbstractContextManager[Any]]]:

@@ -1,5 +1,6 @@
 """What a plan will cost before anything is trained: sizes from the meta device, time from a step of each network."""
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,11 @@ from rich.progress import track
 from study import StudyError
 from study.data.decoding import DataError
 from study.evaluation.complexity import multiply_adds, parameters
-from study.grid.objectives import L1, Charbonnier
 from study.grid.plan import Plan
 from study.grid.schema import Run
 from study.models import build
 from study.models.external import placed
-from study.training.steps import training_step
+from study.training.steps import sample_operations, training_step
 
 CPU_BATCH = 2  # at most: on a CPU time grows in proportion to the batch, so a small one tells as much
 
@@ -29,8 +29,7 @@ class Estimate:
     Attributes:
         parameters: trainable values; None where a weights file is missing.
         multiply_adds: see `complexity.multiply_adds`; None likewise.
-        operations: floating-point operations of the training, attention products included: three times a forward's;
-            None where another objective than a pixel loss decides how many passes there are.
+        operations: floating-point operations of the training, see `steps.sample_operations`; None where unknown.
         seconds: training time on this machine; None where it was not asked for.
     """
 
@@ -61,7 +60,7 @@ def estimate(plan: Plan, *, root: Path, cpu: bool, timed: bool) -> dict[str, Est
         timed: measure training steps too.
     """
     sizes: dict[Any, tuple[int, int] | tuple[None, None]] = {}
-    forwards: dict[Any, int] = {}
+    samples: dict[Any, float] = {}
     times: dict[Any, float | None] = {}
     device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
     estimates = {}
@@ -71,14 +70,11 @@ def estimate(plan: Plan, *, root: Path, cpu: bool, timed: bool) -> dict[str, Est
         network = run.model, run.scale
         if network not in sizes:
             sizes[network] = _size(run, root)
-        operations = seconds = 0.0
-        if run.trains:
-            crop = *network, run.data.lr_patch_px
-            if crop not in forwards:
-                forwards[crop] = 2 * multiply_adds(run, (run.data.lr_patch_px, run.data.lr_patch_px), products=True)
-            pixel = isinstance(run.objective, L1 | Charbonnier)
-            samples = run.optimisation.batch * run.optimisation.steps
-            operations = 3.0 * forwards[crop] * samples if pixel else None
+        seconds = 0.0
+        sample = *network, run.objective, run.data.lr_patch_px, run.trains
+        if sample not in samples:
+            samples[sample] = sample_operations(run)
+        operations = samples[sample] * run.optimisation.batch * run.optimisation.steps
         if run.trains and timed:
             micro = run.optimisation.batch // run.optimisation.accumulate
             batch = micro if device.type == "cuda" else min(micro, CPU_BATCH)
@@ -87,7 +83,8 @@ def estimate(plan: Plan, *, root: Path, cpu: bool, timed: bool) -> dict[str, Est
                 times[step] = _sample_seconds(run, batch, device)
             each = times[step]
             seconds = None if each is None else each * run.optimisation.batch * run.optimisation.steps
-        estimates[cell.name] = Estimate(*sizes[network], operations, seconds if timed else None)
+        known = None if math.isnan(operations) else operations
+        estimates[cell.name] = Estimate(*sizes[network], known, seconds if timed else None)
     return estimates
 
 

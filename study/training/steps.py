@@ -1,5 +1,6 @@
 """What an optimiser step is made of, for the trainer and for those who time it."""
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from study import StudyError
+from study.evaluation.complexity import multiply_adds
+from study.grid.objectives import L1, Adaptive, Charbonnier, Objective, Trajectory
 from study.grid.schema import Optimisation, Run
 from study.models import build
 from study.objectives import OBJECTIVES
@@ -15,6 +18,7 @@ from study.objectives.objective import Batch
 from study.objectives.routing import WEIGHT, routing_loss
 
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+BACKWARD = 2  # times the operations of a forward: one product for the gradient of each factor
 
 
 def refuse_half(optimisation: Optimisation, device: torch.device) -> None:
@@ -40,6 +44,29 @@ def weighted_routing(network: nn.Module) -> Tensor | None:
     """The weighted loss on the assignment of the last forward, of a network that declares one."""
     judged = getattr(network, "routing", lambda: None)()
     return None if judged is None else WEIGHT * routing_loss(*judged)
+
+
+def sample_operations(run: Run) -> float:
+    """Floating-point operations that a training step does for each of its samples, attention products included.
+
+    Those of the plain formulation: padding has no credit. NaN where networks besides the trained one take part whose
+    operations are not counted: AMD's second one, LPIPS.
+    """
+    side = run.data.lr_patch_px
+    passes = 1 + BACKWARD + without_gradient(run.objective) if run.trains else 0
+    return 2.0 * passes * multiply_adds(run, (side, side), products=True) if passes else 0.0
+
+
+def without_gradient(objective: Objective) -> float:
+    """Forwards of the network in a training step that have no gradient; NaN where they are not all that is done."""
+    if isinstance(objective, L1 | Charbonnier):
+        return 0
+    distances = [objective.distance] + ([objective.matching_distance] if isinstance(objective, Trajectory) else [])
+    if isinstance(objective, Adaptive) or any(distance.perceptual for distance in distances):
+        return math.nan
+    if not isinstance(objective, Trajectory):
+        return 1  # the target's
+    return 3 if objective.matching == "dtm" else 2  # and the frozen network's
 
 
 def training_step(run: Run, device: torch.device) -> Callable[[], None]:

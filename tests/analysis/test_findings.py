@@ -33,8 +33,8 @@ def studies(tmp_path: Path) -> dict[str, Results]:
     return dict(zip(("groups", "lengths", "weights"), own, strict=True))
 
 
-def forward(run: Run) -> int:
-    return 1_000_000 * run.scale
+def operations(run: Run) -> float:
+    return 6e6 * run.scale
 
 
 def page(**question: object) -> Page:
@@ -53,7 +53,7 @@ def page(**question: object) -> Page:
 def test_words_and_numbers_stand_together(studies: dict[str, Results], tmp_path: Path) -> None:
     comparisons = compare_declared(studies["groups"])
     verdicts = {one.label: decide(one) for one in comparisons}
-    written = write_findings(page(verdicts=verdicts), studies, forward, 1e11, tmp_path)
+    written = write_findings(page(verdicts=verdicts), studies, operations, 1e11, tmp_path)
     text = written[0].read_text(encoding="utf-8")
     assert "Hello `x`." in text
     assert "A *claim*." in text
@@ -71,11 +71,11 @@ def test_a_reading_ends_with_its_verdicts(studies: dict[str, Results], tmp_path:
     verdicts = {one.label: decide(one) for one in compare_declared(studies["groups"])}
     changed = {**verdicts, LABELS[1]: "worse"}
     with pytest.raises(FindingsError, match=rf"groups: .*found now: {LABELS[1]}: {verdicts[LABELS[1]]}, not worse$"):
-        write_findings(page(verdicts=changed), studies, forward, 1e11, tmp_path)
+        write_findings(page(verdicts=changed), studies, operations, 1e11, tmp_path)
     with pytest.raises(FindingsError, match=r"soft vs hard: not declared, not better"):
-        write_findings(page(verdicts={**verdicts, "soft vs hard": "better"}), studies, forward, 1e11, tmp_path)
+        write_findings(page(verdicts={**verdicts, "soft vs hard": "better"}), studies, operations, 1e11, tmp_path)
     with pytest.raises(FindingsError, match=r"headline: soft vs hard: not declared"):
-        write_findings(page(verdicts=verdicts, headline=["soft vs hard"]), studies, forward, 1e11, tmp_path)
+        write_findings(page(verdicts=verdicts, headline=["soft vs hard"]), studies, operations, 1e11, tmp_path)
     assert not (tmp_path / "FINDINGS.md").exists()
 
 
@@ -85,10 +85,10 @@ def test_a_page_is_of_finished_grids(studies: dict[str, Results], tmp_path: Path
     statuses = {**studies["lengths"].statuses, run: {"state": "failed"}}
     studies["lengths"] = replace(studies["lengths"], statuses=statuses)
     with pytest.raises(FindingsError, match=r"lengths: 1 failed, 18 done; FINDINGS.md is written of finished"):
-        write_findings(page(verdicts=verdicts), studies, forward, 1e11, tmp_path)
+        write_findings(page(verdicts=verdicts), studies, operations, 1e11, tmp_path)
 
 
 def test_the_figure_has_one_axis(studies: dict[str, Results], tmp_path: Path) -> None:
     verdicts = {one.label: decide(one) for one in compare_declared(studies["groups"])}
     with pytest.raises(FindingsError, match=r"headline: one measure and claim in one figure, not none"):
-        write_findings(page(verdicts=verdicts, headline=[]), studies, forward, 1e11, tmp_path)
+        write_findings(page(verdicts=verdicts, headline=[]), studies, operations, 1e11, tmp_path)

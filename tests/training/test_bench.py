@@ -1,6 +1,5 @@
 """What the bench prints, from rows whose answer is known; and one short real measurement."""
 
-import math
 from pathlib import Path
 
 import pandas as pd
@@ -10,14 +9,11 @@ from rich.console import Console
 
 from study.evaluation.complexity import multiply_adds
 from study.grid.models import IMDN, CATANet, Hard
-from study.grid.objectives import L1, Adaptive, Consistency, Distance, Objective, Trajectory
 from study.grid.schema import Run
 from study.models import attention, layers
 from study.records.store import read_json, read_table
 from study.training import bench
 from study.training.bench import AS_IT_IS, headline, measure, save, standard, summarise, tables
-
-PLAIN, SQUARED = Distance(kind="charbonnier"), Distance(kind="squared")
 
 
 def rows() -> pd.DataFrame:
@@ -99,23 +95,6 @@ def test_what_cannot_be_done_is_left_out_and_said(small: None, capsys: pytest.Ca
         ("imdn", "inference"),
     ]
     assert "not timed: half, training: optimisation.precision: fp16 needs a GPU" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("objective", "forwards"),
-    [
-        (L1(), 0),
-        (Consistency(distance=PLAIN), 1),
-        (Trajectory(distance=PLAIN, matching_distance=SQUARED), 3),
-        (Trajectory(distance=PLAIN, matching_distance=SQUARED, matching="sds"), 2),
-        (Consistency(), None),  # LPIPS has a network of its own
-        (Trajectory(distance=PLAIN), None),
-        (Adaptive(distance=PLAIN, matching_distance=SQUARED, reward="charbonnier"), None),
-    ],
-)
-def test_forwards_without_gradient(objective: Objective, forwards: int | None) -> None:
-    found = bench._without_gradient(objective)
-    assert math.isnan(found) if forwards is None else found == forwards
 
 
 @pytest.mark.parametrize("model", ["catanet, hard", "imdn"])

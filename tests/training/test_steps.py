@@ -1,17 +1,21 @@
 """The step that is timed does what the trainer's does."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
 from study import StudyError
+from study.evaluation.complexity import multiply_adds
+from study.grid.objectives import L1, Adaptive, Consistency, Distance, Objective, Trajectory
 from study.grid.schema import Run
 from study.models import build
 from study.objectives import OBJECTIVES
-from study.training.steps import training_step, weighted_routing
+from study.training.steps import sample_operations, training_step, weighted_routing, without_gradient
 
 CPU = torch.device("cpu")
+PLAIN, SQUARED = Distance(kind="charbonnier"), Distance(kind="squared")
 
 
 def run(guidance: str = "bias", **optimisation: object) -> Run:
@@ -54,3 +58,29 @@ def test_the_loss_on_the_assignment_counts(monkeypatch: pytest.MonkeyPatch) -> N
 def test_half_precision_is_refused_on_a_cpu() -> None:
     with pytest.raises(StudyError, match=r"^optimisation\.precision: fp16 needs a GPU"):
         training_step(run(precision="fp16"), CPU)
+
+
+@pytest.mark.parametrize(
+    ("objective", "forwards"),
+    [
+        (L1(), 0),
+        (Consistency(distance=PLAIN), 1),
+        (Trajectory(distance=PLAIN, matching_distance=SQUARED), 3),
+        (Trajectory(distance=PLAIN, matching_distance=SQUARED, matching="sds"), 2),
+        (Consistency(), None),  # LPIPS has a network of its own
+        (Trajectory(distance=PLAIN), None),
+        (Adaptive(distance=PLAIN, matching_distance=SQUARED, reward="charbonnier"), None),
+    ],
+)
+def test_forwards_without_gradient(objective: Objective, forwards: int | None) -> None:
+    found = without_gradient(objective)
+    assert math.isnan(found) if forwards is None else found == forwards
+
+
+def test_operations_of_a_sample_are_its_passes() -> None:
+    one = run()
+    forward = 2 * multiply_adds(one, (16, 16), products=True)
+    assert sample_operations(one) == 3 * forward
+    assert sample_operations(one.model_copy(update={"objective": Consistency(distance=PLAIN)})) == 4 * forward
+    assert math.isnan(sample_operations(one.model_copy(update={"objective": Consistency()})))
+    assert sample_operations(Run.model_validate({"scale": 2, "model": {"kind": "bicubic"}})) == 0
