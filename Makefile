@@ -26,7 +26,7 @@ study: .venv/installed ## train what is missing of the study at the reduced budg
 	for question in $(QUESTIONS); do once ablations/$$question.yaml --budget reduced; done; \
 	exit $$ended
 
-reports: .venv/installed ## README.md, FINDINGS.md and reports/rendered/, from the packed results and reports/templates/
+reports: .venv/installed ## README.md, FINDINGS.md, docs/findings.md and reports/rendered/, from the packed results and reports/templates/
 	rm -rf build/study
 	$(STUDY) unpack $(PACKED) --results build/study
 	.venv/bin/python scripts/write_reports.py build/study

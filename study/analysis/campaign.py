@@ -62,7 +62,8 @@ def lengths_table(results: Results) -> Table:
     means, measure = _by_length(results), results.primary
     columns = [Column("network"), *(Column(f"{steps:,} steps", measure.unit, measure.format) for steps in means)]
     rows = [(str(network), *map(float, row)) for network, row in zip(means.index, means.to_numpy(), strict=True)]
-    caption = f"{measure}, mean over images and seeds; every length has a schedule of its own."
+    seeds, images = results.values(results.plan.grid.analysis.baseline, measure).shape
+    caption = f"{measure}, mean over {seeds} seeds and {images} images; every length has a schedule of its own."
     return Table("lengths", caption, tuple(columns), tuple(rows))
 
 
@@ -143,6 +144,28 @@ def throughput_table(studies: Sequence[Results], operations: Callable[[Run], flo
         "small and layers as narrow as these do not reach."
     )
     return Table("throughput", caption, columns, tuple(rows))
+
+
+def full_scale_table(questions: Mapping[str, Mapping[str, float]], rate: float) -> Table:
+    """What questions take that have not run at that size: operations, and the time of one device.
+
+    Args:
+        questions: name -> floating-point operations of every training, under a name that two questions share for the
+            same run.
+        rate: of the device with these networks, FLOP/s.
+    """
+    columns = (
+        Column("question"),
+        Column("trainings", "", "d"),
+        Column("operations", "10¹⁸", ".1f"),
+        Column("time of one GPU", "h", ",.0f"),
+    )
+    every = {name: work for runs in questions.values() for name, work in runs.items()}
+    rows = [
+        (name, len(runs), sum(runs.values()) / 1e18, sum(runs.values()) / rate / 3600)
+        for name, runs in {**questions, "all, shared runs once": every}.items()
+    ]
+    return Table("full_scale", "Trainings at full scale; evaluation is not counted.", columns, tuple(rows))
 
 
 def _efforts(results: Results, operations: Callable[[Run], float], matrix_rate: float) -> dict[str, tuple[Run, Effort]]:

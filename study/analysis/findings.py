@@ -1,8 +1,12 @@
-"""FINDINGS.md: every question of a study with its claim, effects, verdicts and limits, from stored results alone."""
+"""FINDINGS.md and docs/findings.md: every question of a study with its claim, effects, verdicts and limits, from stored
+results alone.
+"""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -16,16 +20,20 @@ from study.analysis.pictures import save_figure
 from study.analysis.published import load_published
 from study.analysis.rendering import find_style, render
 from study.analysis.results import Results
-from study.analysis.summaries import noise_table
+from study.analysis.scepticism import Scrutiny, examine, overturned
+from study.analysis.summaries import noise_table, spread_interval
 from study.analysis.tables import Column, Entry, Table
-from study.analysis.verdicts import VERDICTS, coverage, decide, digits_of, interval, p_text
+from study.analysis.verdicts import VERDICTS, coverage, decide, digits_of, interval, listed, p_text, signed
+from study.analysis.words import Words
 from study.grid.fields import Declared
 from study.grid.schema import Run
 from study.records.store import replace
 
+PAGES = {"FINDINGS.md": "findings", "docs/findings.md": "findings_in_full"}  # and their templates
+
 
 class Question(Declared):
-    """What FINDINGS.md says of a grid besides its numbers; texts are Markdown.
+    """What the findings say of a grid besides its tables; texts are Markdown, see `words.Words` for their numbers.
 
     Attributes:
         grid: name of the grid file in ablations/.
@@ -33,7 +41,9 @@ class Question(Declared):
         claim: what was to be shown.
         reading: what the verdicts come to.
         limits: what the answer does not show.
-        verdicts: of each declared comparison (`soft vs hard`), those that `reading` was written for.
+        brief: the most important of the limits, in a clause.
+        verdicts: of each declared comparison (`soft vs hard`), those that `reading` was written for; the first one's
+            numbers stand in FINDINGS.md.
         headline: comparisons that the README's figure shows.
     """
 
@@ -42,32 +52,39 @@ class Question(Declared):
     claim: str
     reading: str
     limits: str
+    brief: str
     verdicts: dict[str, str] = {}
     headline: list[str] = []
 
 
 class Page(Declared):
-    """reports/findings.yaml: the words of FINDINGS.md.
+    """reports/findings.yaml: the words of FINDINGS.md, docs/findings.md, and some of the README's.
 
     Attributes:
         budget: that the grids of the questions ran at.
+        summary: what was found, in a few sentences, for the README.
         preamble: first paragraph.
+        weights_note: on published weights that do not give their printed numbers.
         distance: why the numbers differ from the published ones.
         cost: what the table of throughput does not say.
         weights: grid of published weights.
         lengths: grid over variants and `optimisation.steps`, or nothing where it has not run.
         pilots: grids that settled the budget, of which a report is written and nothing said, with their own budgets.
+        full_scale: grids that the README says how to run at full scale.
         questions: in the order of the page.
         open: what is not answered yet.
     """
 
     budget: str
+    summary: list[str]
     preamble: str
+    weights_note: str
     distance: str
     cost: str
     weights: str
     lengths: str | None = None
     pilots: dict[str, str] = {}
+    full_scale: list[str] = []
     questions: list[Question]
     open: str | None = None
 
@@ -85,17 +102,25 @@ class FindingsError(StudyError):
 
 @dataclass(frozen=True)
 class Finding:
-    """A question with its declared comparisons, as numbers and as a table; without any, how far its seeds differ."""
+    """A question with its declared comparisons, as numbers and as a table; without any, how far its seeds differ.
+
+    Attributes:
+        question: what was asked.
+        comparisons: as declared.
+        table: of them all.
+        main: cells of its row in FINDINGS.md: comparison, effect with interval, seeds × images, verdict, all verdicts.
+    """
 
     question: Question
     comparisons: Sequence[Comparison]
     table: Table
+    main: tuple[str, str, str, str, str]
 
 
 def write_findings(
     page: Page, studies: Mapping[str, Results], operations: Callable[[Run], float], matrix_rate: float, out: Path
 ) -> list[Path]:
-    """Writes FINDINGS.md and the figure of the README.
+    """Writes FINDINGS.md, docs/findings.md and the figure of the README.
 
     Args:
         page: what is said.
@@ -106,6 +131,7 @@ def write_findings(
 
     Raises:
         FindingsError: a verdict is not the one that a reading was written for, or a run is missing.
+        WordsError: a sentence asks for a number that is not there.
     """
     for name, results in studies.items():
         if set(results.counts()) != {"done"}:
@@ -115,8 +141,12 @@ def write_findings(
     shown = dict.fromkeys(verdict for question in page.questions for verdict in question.verdicts.values())
     numbers = load_published()
     lengths = studies[page.lengths] if page.lengths else None
+    rules = _rules(studies[question.grid] for question in page.questions if question.verdicts)
     content = {
         "page": page,
+        "words": Words(studies),
+        "rules": rules,
+        "coverage": coverage(rules["alpha"]),
         "verdicts": {name: VERDICTS[name] for name in shown},
         "findings": findings,
         "weights": weights_table(studies[page.weights], numbers),
@@ -126,10 +156,24 @@ def write_findings(
         "throughput": throughput_table(list(studies.values()), operations, matrix_rate),
     }
     headline = _headline(findings)
+    texts = {name: render(template, "md", content) for name, template in PAGES.items()}
     with mpl.rc_context(), style_context(["default", find_style("report")]):
         picture = save_figure(draw_forest(headline, {}), out / "docs", "findings", "")
-    replace(out / "FINDINGS.md", render("findings", "md", content))
-    return [out / "FINDINGS.md", picture.paths["png"]]
+    for name, text in texts.items():
+        replace(out / name, text)
+    return [*(out / name for name in texts), picture.paths["png"]]
+
+
+def _rules(studies: Iterable[Results]) -> Mapping[str, Any]:
+    """The level, correction, power and margin that all questions declare."""
+    declared = [results.plan.grid.analysis for results in studies]
+    rules = {}
+    for name in ("alpha", "correction", "power", "margin_db"):
+        values = {getattr(analysis, name) for analysis in declared}
+        if len(values) != 1:
+            raise FindingsError(f"the questions declare different {name}: {', '.join(map(str, sorted(values)))}")
+        rules[name] = values.pop()
+    return rules
 
 
 def _find(question: Question, results: Results) -> Finding:
@@ -146,7 +190,25 @@ def _find(question: Question, results: Results) -> Finding:
             f"reports/findings.yaml, {question.grid}: its reading was written for other verdicts; found now: "
             + "; ".join(wrong)
         )
-    return Finding(question, comparisons, effects_table(results, comparisons) if comparisons else noise_table(results))
+    if not comparisons:
+        return Finding(question, (), noise_table(results), _noise(results))
+    shown = next(one for one in comparisons if one.label == next(iter(question.verdicts)))
+    counts = Counter(question.verdicts.values())
+    seeds, images = shown.deltas.values.shape
+    digits = digits_of(shown)
+    effect = f"{signed(shown.estimate, shown.measure.unit, digits)} {interval(shown.test.low, shown.test.high, digits)}"
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    main = shown.label, effect, f"{seeds} × {images}", found[shown.label], verdicts
+    return Finding(question, comparisons, effects_table(results, comparisons), main)
+
+
+def _noise(results: Results) -> tuple[str, str, str, str, str]:
+    """The row of a question without comparisons: how far its baseline's seeds differ."""
+    means = results.means(results.plan.grid.analysis.baseline, results.primary)
+    low, high = spread_interval(means, results.plan.grid.analysis.alpha)
+    unit = f" {results.primary.unit}".rstrip()
+    effect = f"{means.std(ddof=1):.3f}{unit} [{low:.3f}, {high:.3f}]"
+    return "standard deviation over seeds", effect, str(len(means)), "—", "—"
 
 
 def effects_table(results: Results, comparisons: Sequence[Comparison]) -> Table:
@@ -161,17 +223,27 @@ def effects_table(results: Results, comparisons: Sequence[Comparison]) -> Table:
         Column("seeds × images"),
         Column("finds", unit, f".{digits}f"),
         Column("verdict"),
+        Column("without one seed"),
     )
     rows = []
-    for one in comparisons:
+    for one, scrutiny in zip(comparisons, examine(results, comparisons), strict=True):
         values = one.deltas.values
         shape = f"{len(values)} × {values.shape[1]}" if values.size else "—"
         effect = one.estimate if values.size else None
         found = interval(one.test.low, one.test.high, digits)
         detectable = one.detectable if np.isfinite(one.detectable) else None
-        rows.append((one.label, effect, found, p_text(one.p_corrected), shape, detectable, Entry(decide(one))))
+        p, verdict = p_text(one.p_corrected), Entry(decide(one))
+        rows.append((one.label, effect, found, p, shape, detectable, verdict, _without_a_seed(scrutiny)))
     caption = f"{results.primary}; claim: {CLAIM_NAMES[analysis.claim]}; {len(rows)} declared comparisons."
     return Table("effects", caption, columns, tuple(rows))
+
+
+def _without_a_seed(scrutiny: Scrutiny) -> str:
+    """Whether the verdict is the same whichever seed is left out; else which gives another."""
+    other: dict[str, list[str]] = {}
+    for change in overturned(scrutiny, scrutiny.seeds):
+        other.setdefault(change.verdict, []).append(change.name.removeprefix("seed "))
+    return "; ".join(f"{verdict} (without {listed(names)})" for verdict, names in other.items()) or "the same"
 
 
 def _headline(findings: Sequence[Finding]) -> list[Comparison]:

@@ -9,10 +9,11 @@ import pandas as pd
 from matplotlib.style import context as style_context
 
 from study.analysis.calibration import where
-from study.analysis.campaign import weights_table
+from study.analysis.campaign import full_scale_table, weights_table
 from study.analysis.comparisons import TEST_NAMES, compare_declared
 from study.analysis.figures import draw_forest
 from study.analysis.findings import FindingsError
+from study.analysis.markup import Markdown
 from study.analysis.pictures import save_figure
 from study.analysis.published import Cited, load_published
 from study.analysis.rendering import find_style, render
@@ -23,8 +24,17 @@ from study.records.store import replace
 DEMO, VERDICT = "soft vs hard", "inconclusive"  # the comparison that the text names, and what it was written for
 
 
+GPU, GPU_RATE = "an A100", 19.5e12  # FLOP/s in fp32 outside its matrix units, by its data sheet
+
+
 def write_readme(
-    demo: Results, weights: Results, calibration: pd.DataFrame, speed: pd.DataFrame, out: Path
+    demo: Results,
+    weights: Results,
+    calibration: pd.DataFrame,
+    speed: pd.DataFrame,
+    summary: Sequence[Markdown],
+    full_scale: Mapping[str, Mapping[str, float]],
+    out: Path,
 ) -> list[Path]:
     """Writes README.md and the demo's figure.
 
@@ -33,19 +43,28 @@ def write_readme(
         weights: results of ablations/published_weights.yaml.
         calibration: as `study bench --calibration` writes it.
         speed: `ratio` to the floor by `model` and `phase`, as `study bench` sums it up.
+        summary: what was found, a few sentences.
+        full_scale: operations of every training of every question, see `campaign.full_scale_table`.
         out: the repository.
 
     Raises:
         FindingsError: the demo is not finished, or its verdict is not the one that the text was written for.
     """
     numbers = load_published()
+    ratios = dict(zip(zip(speed["model"], speed["phase"], strict=True), speed["ratio"], strict=True))
+    rate = GPU_RATE / ratios["catanet, hard", "training"]
     content = {
+        "summary": summary,
+        "scale": full_scale_table(full_scale, rate),
+        "questions": list(full_scale),
+        "gpu": GPU,
+        "gpu_rate": GPU_RATE,
         "demo": _demo(demo),
         "weights": _weights(weights, numbers),
         "papers": len({cited.paper for cited in numbers}),
         "numbers": len(numbers),
         "rejected": _rejected(calibration),
-        "ratios": dict(zip(zip(speed["model"], speed["phase"], strict=True), speed["ratio"], strict=True)),
+        "ratios": ratios,
     }
     with mpl.rc_context(), style_context(["default", find_style("report")]):
         picture = save_figure(draw_forest(compare_declared(demo), {}), out / "docs", "quickstart-forest", "")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from scipy.stats import chi2
 
 from study.analysis import origins
 from study.analysis.comparisons import CLAIM_NAMES, TEST_NAMES, Comparison, declared_pairs, protocol_means
@@ -12,8 +13,9 @@ from study.analysis.complexity import NAMES
 from study.analysis.power import detectable_effect
 from study.analysis.ranking import rank_cells, ranking_caption
 from study.analysis.results import STATES, Measure, Results
+from study.analysis.statistics import Array
 from study.analysis.tables import Column, Entry, Table, Value
-from study.analysis.verdicts import VERDICTS, attainability, decide, digits_of, interval, p_text, signed
+from study.analysis.verdicts import VERDICTS, attainability, coverage, decide, digits_of, interval, p_text, signed
 from study.grid.plan import Cell
 from study.grid.schema import Run
 
@@ -259,6 +261,7 @@ def noise_table(results: Results) -> Table:
     digits = ".3f" if primary.metric == "psnr" else ".5f"
     columns = (
         Column("cell"), Column("seeds", "", "d"), Column("sd over seeds", primary.unit, digits),
+        Column(f"{coverage(analysis.alpha)} interval"),
         Column(f"detectable at α = {analysis.alpha:g}", primary.unit, digits),
         Column("detectable on Holm's first step", primary.unit, digits),
     )  # fmt: skip
@@ -275,7 +278,9 @@ def noise_table(results: Results) -> Table:
         ]
         name = Entry(cell, "(baseline)" if cell == analysis.baseline else "")
         spread = Entry(sd, detail=origins.of_spread(results, cell, primary, means)) if np.isfinite(sd) else None
-        rows.append((name, n, spread, *(None if math.isnan(value) else value for value in values)))
+        ends = spread_interval(means, analysis.alpha)
+        around = f"[{ends[0]:{digits}}, {ends[1]:{digits}}]" if np.isfinite(sd) else None
+        rows.append((name, n, spread, around, *(None if math.isnan(value) else value for value in values)))
     return Table(
         "noise_floor",
         f"Noise floor: standard deviation over seeds of the mean {primary}.",
@@ -283,9 +288,19 @@ def noise_table(results: Results) -> Table:
         tuple(row if steps > 1 else row[:-1] for row in rows),
         (
             f"Detectable: the smallest true difference between two such cells, their seeds independent, that the "
-            f"paired t finds with power {analysis.power:g}. With few seeds the standard deviation itself is uncertain.",
+            f"paired t finds with power {analysis.power:g}. Its interval takes seeds for normal.",
         ),
     )
+
+
+def spread_interval(means: Array, alpha: float) -> tuple[float, float]:
+    """Interval of the standard deviation of normal values, from χ²; NaN for fewer than two."""
+    n = len(means)
+    if n < 2:
+        return math.nan, math.nan
+    low, high = (float(chi2.ppf(level, n - 1)) for level in (1 - alpha / 2, alpha / 2))
+    total = float(np.var(means)) * n
+    return math.sqrt(total / low), math.sqrt(total / high)
 
 
 def protocol_table(results: Results) -> Table:

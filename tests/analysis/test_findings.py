@@ -7,14 +7,19 @@ import pandas as pd
 import pytest
 
 from study.analysis.comparisons import compare_declared
-from study.analysis.findings import FindingsError, Page, Question, write_findings
+from study.analysis.findings import FindingsError, Page, Question, effects_table, write_findings
 from study.analysis.results import Results
+from study.analysis.scepticism import examine, overturned
 from study.analysis.verdicts import decide
+from study.analysis.words import Words, WordsError
 from study.grid.schema import Run
 from tests.analysis.synthetic import arrange, draw_study
 from tests.analysis.test_campaign import EFFECTS, LENGTHS, WEIGHTS
 
 LABELS = ("soft, count=16 vs hard, count=16", "soft, count=32 vs soft, count=16", "hard, count=8 vs hard, count=16")
+
+
+PREAMBLE = f"Hello `x`: {{{{ effect('groups', '{LABELS[0]}', 3) }}}}."
 
 
 @pytest.fixture
@@ -44,27 +49,67 @@ def page(**question: object) -> Page:
         "claim": "A *claim*.",
         "reading": "What it comes to.",
         "limits": "The rest.",
+        "brief": "the most",
         "headline": [LABELS[0]],
     }
-    words = {"budget": "small", "preamble": "Hello `x`.", "distance": "Budget.", "cost": "Time."}
-    return Page(**words, weights="weights", lengths="lengths", questions=[Question(**asked | question)])  # type: ignore[arg-type]
+    words = {"budget": "small", "preamble": PREAMBLE, "distance": "Budget.", "cost": "Time.", "weights_note": "Cut."}
+    return Page(**words, summary=[], weights="weights", lengths="lengths", questions=[Question(**asked | question)])  # type: ignore[arg-type]
 
 
 def test_words_and_numbers_stand_together(studies: dict[str, Results], tmp_path: Path) -> None:
     comparisons = compare_declared(studies["groups"])
     verdicts = {one.label: decide(one) for one in comparisons}
     written = write_findings(page(verdicts=verdicts), studies, operations, 1e11, tmp_path)
-    text = written[0].read_text(encoding="utf-8")
-    assert "Hello `x`." in text
-    assert "A *claim*." in text
+    text, full = (path.read_text(encoding="utf-8") for path in written[:2])
+    first = comparisons[0]
+    assert f"Hello `x`: {first.mean:+.3f} dB.".replace("-", "−") in text
+    assert "| A *claim*. |" in text
+    effect = f"| {first.label} | {first.mean:+.3f} dB \\[".replace("-", "−")
+    (row,) = [line for line in text.splitlines() if "(reports/rendered/groups/report.md)" in line]
+    assert effect in row
+    assert f"| {verdicts[first.label]} |" in row
+    assert row.endswith("| the most |")
     for one in comparisons:
-        (line,) = [line for line in text.splitlines() if line.startswith(f"| {one.label} |")]
+        (line,) = [line for line in full.splitlines() if line.startswith(f"| {one.label} |")]
         assert f"| {one.mean:+.3f} |".replace("-", "−") in line
         assert f"| {verdicts[one.label]} |" in line
     assert "Kendall's τ of the order -0.33; exchanged: IMDN and hard, IMDN and soft." in text
-    assert "(reports/rendered/groups/report.md)" in text
-    assert written[1] == tmp_path / "docs" / "findings.png"
-    assert written[1].stat().st_size > 10_000
+    assert "(../reports/rendered/groups/report.md)" in full
+    assert written[2] == tmp_path / "docs" / "findings.png"
+    assert written[2].stat().st_size > 10_000
+
+
+def test_a_sentence_that_asks_for_what_is_not_there(studies: dict[str, Results], tmp_path: Path) -> None:
+    words = Words(studies)
+    label, results = LABELS[0], studies["groups"]
+    mean = results.mean("hard, count=16", results.primary)
+    assert words("{{ '%.4f' | format(mean('groups', 'hard, count=16')) }}") == f"{mean:.4f}"
+    one = compare_declared(results)[0]
+    assert words(f"{{{{ seeds('groups', '{label}')[1] }}}}") == str(float(one.deltas.values[1].mean()))
+    for text, said in (
+        ("{{ effect('groups', 'hard vs soft') }}", r"hard vs soft"),
+        ("{{ mean('groups', 'softer') }}", r"no cell 'softer' in groups.*: \{\{ mean"),
+        ("{{ effect('group', 'a') }}", "'group'"),
+        ("{{ efect() }}", "'efect' is undefined"),
+        ("{{ ", "end of template"),
+    ):
+        with pytest.raises(WordsError, match=said):
+            words(text)
+    verdicts = {one.label: decide(one) for one in compare_declared(results)}
+    wrong = page(verdicts=verdicts, reading="{{ effect('groups', 'hard vs soft') }}")
+    with pytest.raises(WordsError, match=r"reports/findings.yaml: 'hard vs soft'"):
+        write_findings(wrong, studies, operations, 1e11, tmp_path)
+    assert not (tmp_path / "FINDINGS.md").exists()
+
+
+def test_a_seed_that_decides_is_named(studies: dict[str, Results]) -> None:
+    results = studies["groups"]
+    comparisons = compare_declared(results)
+    table = effects_table(results, comparisons)
+    for row, scrutiny in zip(table.rows, examine(results, comparisons), strict=True):
+        others = {change.name.removeprefix("seed ") for change in overturned(scrutiny, scrutiny.seeds)}
+        assert (row[-1] == "the same") == (not others)
+        assert all(name in str(row[-1]) for name in others)
 
 
 def test_a_reading_ends_with_its_verdicts(studies: dict[str, Results], tmp_path: Path) -> None:

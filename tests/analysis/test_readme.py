@@ -7,6 +7,7 @@ import pytest
 
 from study.analysis.comparisons import compare_declared
 from study.analysis.findings import FindingsError
+from study.analysis.markup import Markdown
 from study.analysis.readme import write_readme
 from study.analysis.results import Measure, Results
 from tests.analysis.synthetic import arrange, draw_study
@@ -44,6 +45,9 @@ SPEED = pd.DataFrame(
 )
 
 
+SCALE = {"one": {"a": 1e18, "b": 2e18}, "other": {"b": 2e18, "c": 4.5e18}}
+
+
 def draw(folder: Path, text: str, effect: float = 0.0) -> Results:
     folder.mkdir()
     return arrange(draw_study(folder, text, {"soft": effect}, images=5))
@@ -51,7 +55,7 @@ def draw(folder: Path, text: str, effect: float = 0.0) -> Results:
 
 def write(folder: Path, demo: Results) -> str:
     weights = draw(folder / "weights", WEIGHTS)
-    written = write_readme(demo, weights, committed(), SPEED, folder)
+    written = write_readme(demo, weights, committed(), SPEED, [Markdown("A *finding*.")], SCALE, folder)
     assert written == [folder / "README.md", folder / "docs" / "quickstart-forest.png"]
     return written[0].read_text(encoding="utf-8")
 
@@ -70,6 +74,13 @@ def test_numbers_are_those_of_the_results(tmp_path: Path) -> None:
     assert (
         "is at 6.0 times the\nfloor and its training step at 7.0, SPIN's at 4.0 and 5.0, IMDN's at 3.0 and 3.0" in text
     )
+    assert "- A *finding*." in text
+    assert "for question in one other; do" in text
+    hours = 7.5e18 / (19.5e12 / 7.04) / 3600
+    assert "| one | 2 | 3.0 |" in text
+    assert f"| all, shared runs once | 3 | 7.5 | {hours:,.0f} |" in text
+    assert f"price of {hours:,.0f} GPU hours" in text
+    assert f"{hours / 192:.0f} days" in text
     assert "{{" not in text
 
 

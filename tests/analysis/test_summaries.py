@@ -97,8 +97,8 @@ def test_noise_floor(study):
     sd = float(np.std(means, ddof=1))
     row = next(row for row in table.entries() if row[0].suffix == "(baseline)")
     assert row[2].value == pytest.approx(sd)
-    assert row[3].value == pytest.approx(detectable_effect(math.sqrt(2) * sd, 2, 0.05, 0.8))
-    assert row[4].value == pytest.approx(detectable_effect(math.sqrt(2) * sd, 2, 0.05 / 3, 0.8))
+    assert row[4].value == pytest.approx(detectable_effect(math.sqrt(2) * sd, 2, 0.05, 0.8))
+    assert row[5].value == pytest.approx(detectable_effect(math.sqrt(2) * sd, 2, 0.05 / 3, 0.8))
     assert "bicubic" not in column(table, "cell")
 
 
