@@ -20,6 +20,7 @@ from study.grid.schema import Run
 
 COLUMNS = 3
 LEAST_SHARE = 0.25  # of the axis for a stage, however short
+LEAST_CURVES = 8  # on a panel that any may leave: where few are drawn, all can be seen
 LETTER_SHARE = 0.033  # of a panel's width for a letter of a tick's label
 LOSS, VALIDATION = "loss", "validation_psnr_y_db"
 DIAGNOSTICS = {
@@ -107,6 +108,8 @@ def draw_curves(panels: Sequence[Panel], styles: Mapping[str, Style], stages: Se
             _curve(axes, rows, str(cell), styles[str(cell)])
         if panel.logarithmic:
             axes.set_yscale("log")
+        _follow_the_many(axes, panel)
+        if panel.logarithmic:
             few_log_ticks(axes.yaxis)
         axes.set(xlabel="optimiser steps", title=panel.title)
         if stages:
@@ -117,6 +120,32 @@ def draw_curves(panels: Sequence[Panel], styles: Mapping[str, Style], stages: Se
         axes.set_visible(False)
     place_legend(figure, list(handles.values()), list(handles))
     return figure
+
+
+def strays(panel: Panel) -> list[str]:
+    """Cells whose curves end far from all others, beyond Tukey's outer fences: trainings that diverged, say."""
+    rows = panel.rows[np.isfinite(panel.rows["value"])]
+    last = rows.sort_values("step").groupby(["cell", "seed"], observed=True)["value"].last()
+    ends = last.groupby("cell", observed=True).mean()
+    values = np.log(ends.to_numpy()) if panel.logarithmic else ends.to_numpy()
+    if len(values) < LEAST_CURVES:
+        return []
+    lower, upper = np.quantile(values, [0.25, 0.75])
+    room = 3 * (upper - lower)
+    far = (values < lower - room) | (values > upper + room)
+    return [str(cell) for cell in ends.index[far]]
+
+
+def _follow_the_many(axes: Axes, panel: Panel) -> None:
+    """Limits the axis to curves that are no strays; those leave it."""
+    far = strays(panel)
+    if far:
+        values = panel.rows.loc[~panel.rows["cell"].isin(far), "value"].to_numpy(float)
+        scale = axes.transData.transform
+        ends = scale([(0, np.nanmin(values)), (0, np.nanmax(values))])[:, 1]
+        margin = 0.05 * (ends[1] - ends[0])
+        low, high = axes.transData.inverted().transform([(0, ends[0] - margin), (0, ends[1] + margin)])[:, 1]
+        axes.set_ylim(low, high)
 
 
 def _curve(axes: Axes, rows: pd.DataFrame, cell: str, style: Style) -> None:

@@ -21,6 +21,7 @@ from study.analysis.results import Measure, Results
 from study.analysis.statistics import mean_interval
 from study.analysis.verdicts import coverage, decide, digits_of, signed
 
+DECIDED = ("better", "worse", "equivalent")  # verdicts in bold
 WIDTH_IN = 7.6
 NAMED_IMAGES = 30  # more of them do not fit as labels
 MOST_LOG_TICKS = 7
@@ -72,7 +73,8 @@ def _forest_row(axes: Axes, y: int, comparison: Comparison, style: Style) -> Non
     drawn = comparison.deltas.values.size and comparison.comparable
     numbers = signed(comparison.estimate, comparison.measure.unit, digits_of(comparison)) if drawn else ""
     text = f"{numbers}  {verdict}" if comparison.family else numbers
-    axes.text(1.02, y, text.strip(), transform=right, va="center", fontsize=8.5)
+    weight = "bold" if comparison.family and verdict in DECIDED else "normal"
+    axes.text(1.02, y, text.strip(), transform=right, va="center", fontsize=8.5, fontweight=weight)
     if not drawn:
         return
     if np.isfinite([test.low, test.high]).all():

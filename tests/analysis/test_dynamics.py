@@ -4,11 +4,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from study.analysis import dynamics
 from study.analysis.dynamics import (
     diagnostic_panels,
     draw_curves,
     staged,
     steps_before,
+    strays,
     training_panels,
 )
 from study.analysis.figures import cell_styles
@@ -48,6 +50,21 @@ def test_where_a_seed_ended_early_the_others_go_on(tmp_path):
     steps, values = points(draw(results, short).axes[0].lines[0])
     assert np.isfinite(values).all()
     assert steps[-1] == 4000
+
+
+@pytest.mark.parametrize(("factor", "far"), [(1.0, []), (1e4, ["soft, count=8"])])
+def test_a_curve_that_ends_far_from_all_others_leaves_the_panel(tmp_path, monkeypatch, factor, far):
+    monkeypatch.setattr(dynamics, "LEAST_CURVES", 6)
+    results = arrange(draw_study(tmp_path))
+    rows = results.rows("scalars")
+    rows.loc[(rows["cell"] == "soft, count=8") & (rows["name"] == "loss"), "value"] *= factor
+    loss = training_panels(rows)[0]
+    assert strays(loss) == far
+    axes = draw(results, rows).axes[0]
+    low, high = axes.get_ylim()
+    others = loss.rows.loc[~loss.rows["cell"].isin(far), "value"]
+    assert low < others.min()
+    assert others.max() < high < 2 * others.max()
 
 
 def test_a_diverged_curve_is_drawn_up_to_its_end(tmp_path):
