@@ -124,9 +124,9 @@ def draw_curves(panels: Sequence[Panel], styles: Mapping[str, Style], stages: Se
 
 def strays(panel: Panel) -> list[str]:
     """Cells whose curves end far from all others, beyond Tukey's outer fences: trainings that diverged, say."""
-    rows = panel.rows[np.isfinite(panel.rows["value"])]
+    rows = panel.rows.loc[np.isfinite(panel.rows["value"].to_numpy(float))]
     last = rows.sort_values("step").groupby(["cell", "seed"], observed=True)["value"].last()
-    ends = last.groupby("cell", observed=True).mean()
+    ends = pd.Series(last.groupby(level="cell", observed=True).mean())
     values = np.log(ends.to_numpy()) if panel.logarithmic else ends.to_numpy()
     if len(values) < LEAST_CURVES:
         return []

@@ -100,7 +100,8 @@ def _write(figure: Figure, paths: Mapping[str, Path]) -> None:
         # The SVG goes into the page, whose ground shows through; the other two stand on white.
         bare = {"Date": None, "Creator": None}
         figure.savefig(paths["svg"], bbox_inches=box, metadata=bare, facecolor="none")
-        figure.savefig(paths["png"], bbox_inches=box, metadata={"Software": None})
+        # another matplotlib draws otherwise: who compares pictures can tell
+        figure.savefig(paths["png"], bbox_inches=box, metadata={"Software": f"matplotlib {mpl.__version__}"})
         bare = {"CreationDate": None, "Creator": None, "Producer": None}
         figure.savefig(paths["pdf"], bbox_inches=box, metadata=bare)
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "check_reports.py"
 
@@ -32,8 +34,12 @@ def check() -> ModuleType:
         ("a.csv", "n,1.00001\n", "n,1.0\n", "has other numbers"),
         ("a.csv", "n,1\n", "n,1\nm,2\n", "has other numbers"),
         ("a.csv", "n,better\n", "n,worse\n", "has other numbers"),
-        ("a.png", "x", "y", ""),
-        ("a.png", "x", None, "is missing"),
+        ("a.pdf", "x", "y", ""),
+        ("a.pdf", "x", None, "is missing"),
+        ("a.html", "<p>0.1234567890124\n<svg>\n1</svg>", "<p>0.1234567890123\n<svg>2</svg>", ""),
+        ("a.html", "<p>0.1235 <i>", "<p>0.1234 <i>", "line 1 should be: <p>0.1235 <i>"),
+        ("a.html", "<p>\nnew", "<p>", "line 2 should be: new"),
+        ("a.html", '<img src="data:image/png;base64,aB+/=">', '<img src="data:image/png;base64,cd">', ""),
     ],
 )
 def test_text_is_compared_exactly_and_numbers_nearly(
@@ -44,6 +50,29 @@ def test_text_is_compared_exactly_and_numbers_nearly(
         if content is not None:
             (tmp_path / folder / name).write_text(content)
     assert check.differs(tmp_path / "rebuilt" / name, tmp_path / "there" / name) == said
+
+
+@pytest.mark.parametrize(
+    ("changed", "version", "said"),
+    [
+        ((0, 0, 0), "1", "differs by 0.4 grey levels on average"),
+        ((255, 254, 255), "1", ""),
+        ((0, 0, 0), "2", ""),  # another matplotlib
+        (None, "1", "should have 32 x 20 px"),
+    ],
+)
+def test_a_picture_shows_the_same(
+    check: ModuleType, tmp_path: Path, changed: tuple[int, int, int] | None, version: str, said: str
+) -> None:
+    rebuilt = Image.new("RGB", (32, 20), "white")
+    there = rebuilt.copy() if changed else Image.new("RGB", (32, 21))
+    if changed:
+        there.putpixel((3, 4), changed)
+    for name, image, drawn in (("one.png", rebuilt, "1"), ("other.png", there, version)):
+        info = PngInfo()
+        info.add_text("Software", f"matplotlib {drawn}")
+        image.save(tmp_path / name, pnginfo=info)
+    assert check.differs(tmp_path / "one.png", tmp_path / "other.png") == said
 
 
 def test_every_file_is_compared_and_nothing_else_may_lie_there(
