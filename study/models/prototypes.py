@@ -50,6 +50,7 @@ class PrototypeBlock(nn.Module):
     def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
         self._started = False
         super()._load_from_state_dict(*args, **options)
+        self.has_started()  # known from here on, so that a compiled forward need not ask
 
     def prototypes(self, tokens: Tensor) -> Tensor:
         """This forward's prototypes; in training, one update of them (CATANet section 3.2; methods.md section 1).
@@ -67,7 +68,7 @@ class PrototypeBlock(nn.Module):
         if config.update == "per_image":
             return kmeans(F.normalize(tokens, dim=-1), chunk_means(tokens, self.count), config.iterations)
         everywhere = self.training and config.scope == "global" and processes() > 1
-        started = self._has_started()
+        started = self.has_started()
         current = self.means[None] if started else self._first(tokens, everywhere)
         if config.update == "ema_kmeans" and self.training:
             units = F.normalize(tokens, dim=-1).flatten(0, 1)[None]
@@ -81,7 +82,10 @@ class PrototypeBlock(nn.Module):
         steps = self.config.iterations if self.config.update == "per_image" else 0
         return (1 + steps) * tokens * self.count * width
 
-    def _has_started(self) -> bool:
+    def has_started(self) -> bool:
+        """Whether no training batch is needed to set `means`; reads the device until that is so."""
+        if self.config.update in ("learned", "per_image"):
+            return True
         if not self._started and not self.initted.is_meta:
             self._started = bool(self.initted)
         return self._started
@@ -103,6 +107,11 @@ class PrototypeBlock(nn.Module):
             self.means.copy_(current)
             self.initted.fill_(True)
             self._started = True
+
+
+def all_started(network: nn.Module) -> bool:
+    """Whether a compiled forward is one graph: a block whose prototypes are still to be set splits it, and for good."""
+    return all(block.has_started() for block in network.modules() if isinstance(block, PrototypeBlock))
 
 
 def processes() -> int:

@@ -5,7 +5,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from study.evaluation.metrics import score
 from study.evaluation.protocols import prepare
 from study.grid.schema import Run
 from study.models import build
+from study.models.prototypes import all_started
 from study.models.weights import load_weights
 from study.objectives import OBJECTIVES
 from study.objectives.objective import Batch
@@ -168,7 +169,9 @@ class Trainer:
             torch.manual_seed(_draw_seed(self.run.seed, self.step, micro, self.accelerator.process_index))
             last = micro + 1 == optimisation.accumulate
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                with self.accelerator.autocast():
+                # the first forward sets prototypes; compiled, it would leave the graph in pieces
+                plain = _uncompiled(optimisation.compile and not all_started(self.network))
+                with self.accelerator.autocast(), plain:
                     samples = Batch(lr.to(self.dtype), hr.to(self.dtype), keys, self.step, optimisation.steps)
                     loss = self.objective(self.model, samples) / optimisation.accumulate
                 self.accelerator.backward(loss + self._routing(measure and last) / optimisation.accumulate)
@@ -236,8 +239,7 @@ class Trainer:
         begun = time.perf_counter()
         network = self._evaluated().eval()
         values = []
-        compiled = self.run.optimisation.compile  # for one size; here each image has its own
-        plain = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+        plain = _uncompiled(self.run.optimisation.compile)  # it is for one size; here each image has its own
         with torch.inference_mode(), self.accelerator.autocast(), plain:
             for key, (lr, hr) in enumerate(self.validation):
                 keys = torch.tensor([key], device=self.accelerator.device)
@@ -294,6 +296,11 @@ class Trainer:
             warnings.warn(f"{error}: the curve begins at step {self.step}", stacklevel=2)
             return
         self.rows = rows.loc[rows["step"] <= self.step].to_dict(orient="records")
+
+
+def _uncompiled(plain: bool) -> AbstractContextManager[Any]:
+    """Runs compiled networks as they were written, where asked to."""
+    return torch.compiler.set_stance("force_eager") if plain else nullcontext()
 
 
 def _draw_seed(seed: int, step: int, micro: int, rank: int) -> int:

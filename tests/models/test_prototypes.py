@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
 from study.grid.models import Prototypes
 from study.models.prototypes import (
     PrototypeBlock,
+    all_started,
     chunk_means,
     kmeans,
     mirrored,
@@ -144,6 +145,25 @@ def test_loading_a_state_is_noticed(loaded_while_running: bool) -> None:
     assert torch.equal(other.prototypes(tokens)[0], trained.means)
     trained.load_state_dict(block().state_dict())
     torch.testing.assert_close(trained.eval().prototypes(tokens)[0], chunk_means(tokens, 4)[0])
+
+
+def test_after_loading_a_state_nothing_is_read_in_the_trace() -> None:
+    trained, other = block().train(), block().eval()
+    tokens = tokens_of(2, 30, 6)
+    trained.prototypes(tokens)
+    other.load_state_dict(trained.state_dict())
+    traced = torch.compile(other.prototypes, backend="eager", fullgraph=True)
+    assert torch.equal(traced(tokens)[0], trained.means)
+
+
+@pytest.mark.parametrize("update", ["ema_kmeans", "frozen", "learned", "per_image"])
+def test_a_network_has_started_once_every_block_has(update: str) -> None:
+    network = nn.ModuleList([block(update), block(update)]).train()
+    buffered = update in ("ema_kmeans", "frozen")
+    for module, expected in zip(network, (not buffered, True), strict=True):
+        assert isinstance(module, PrototypeBlock)
+        module.prototypes(tokens_of(2, 30, 6))
+        assert all_started(network) is expected
 
 
 def test_a_copied_buffer_is_noticed() -> None:
