@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn import functional as distributed_functional
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from study.grid.models import Prototypes
@@ -166,12 +166,26 @@ def _kmeans_step(tokens: Tensor, prototypes: Tensor, everywhere: bool) -> Tensor
     clusters = summed_in_turn if tokens.device.type == "cpu" else summed_by_product
     totals = clusters(tokens, nearest, prototypes.shape[1])
     if everywhere:
-        if torch.is_grad_enabled():
-            totals = distributed_functional.all_reduce(totals)
-        else:
-            distributed.all_reduce(totals)
+        totals = _EverySum.apply(totals)
     sums, sizes = totals.split([tokens.shape[-1], 1], dim=-1)
     return torch.where(sizes > 0, F.normalize(sums, dim=-1), F.normalize(prototypes, dim=-1))
+
+
+class _EverySum(torch.autograd.Function):
+    """Sum over all processes, which Dynamo can trace; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx, part: Tensor) -> Tensor:
+        total = part.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total
 
 
 def summed_in_turn(tokens: Tensor, nearest: Tensor, count: int) -> Tensor:

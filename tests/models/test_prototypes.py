@@ -184,15 +184,19 @@ def test_occupancy() -> None:
     assert float(single["dead_share"]) == 0.75
 
 
-def two_updates(module: PrototypeBlock, batches: list[Tensor], weight: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Buffer after two training forwards, and the gradients of the tokens of each."""
-    gradients = []
+def two_updates(
+    module: PrototypeBlock, batches: list[Tensor], weight: Tensor, compiled: bool = False
+) -> tuple[Tensor, list[Tensor]]:
+    """Buffer after two training forwards, the second compiled if asked, and the gradients of the tokens of each."""
+    gradients, prototypes = [], module.prototypes
     for tokens in batches:
         tokens = tokens.clone().requires_grad_()
         # Per process the loss has half the images; its sum over processes is that of all.
-        ((module.prototypes(tokens) * weight).sum() * len(tokens)).backward()
+        ((prototypes(tokens) * weight).sum() * len(tokens)).backward()
         assert tokens.grad is not None
         gradients.append(tokens.grad)
+        if compiled:
+            prototypes = torch.compile(module.prototypes, backend="aot_eager", fullgraph=True)
     return module.means.clone(), gradients
 
 
@@ -200,22 +204,25 @@ def batches() -> list[Tensor]:
     return [tokens_of(4, 18, 6, seed=seed) for seed in (5, 6)]
 
 
-def work(rank: int, port: int, folder: str, scope: str) -> None:
+def work(rank: int, port: int, folder: str, scope: str, compiled: bool) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", rank=rank, world_size=2)
     parts = [batch[2 * rank : 2 * rank + 2] for batch in batches()]
-    result = two_updates(block(scope=scope).train(), parts, tokens_of(1, 4, 6, seed=9))
+    result = two_updates(block(scope=scope).train(), parts, tokens_of(1, 4, 6, seed=9), compiled)
     torch.save(result, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("scope", ["global", "process"])
-def test_two_processes_cluster_as_one(scope: str, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("scope", "compiled"),
+    [("global", False), ("process", False), pytest.param("global", True, marks=pytest.mark.slow)],
+)
+def test_two_processes_cluster_as_one(scope: str, compiled: bool, tmp_path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn(work, (port, str(tmp_path), scope), nprocs=2)
+    spawn(work, (port, str(tmp_path), scope, compiled), nprocs=2)
     means, gradients = two_updates(block().train(), batches(), tokens_of(1, 4, 6, seed=9))
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     same = [torch.allclose(found, means, rtol=1e-12, atol=1e-13) for found, _ in results]
