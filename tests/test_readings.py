@@ -106,6 +106,20 @@ def test_batch_size(study: Study) -> None:
         assert {change.verdict for change in one.seeds} == {"inconclusive"}
 
 
+def test_scale_2(study: Study) -> None:
+    results = study("scale_2")
+    for label in ("soft vs hard", "none vs hard", "hard vs IMDN", "hard vs CFSR"):
+        assert all(deltas(results, label) > 0)
+    assert len(set(np.sign(deltas(results, "soft + frequency vs soft + shuffled")))) == 2
+    spin, spread = deltas(results, "hard vs SPIN"), means(results, "SPIN").std(ddof=1)
+    assert spread < 0.1 < means(study("architectures"), "SPIN").std(ddof=1)
+    for other in ("IMDN", "CFSR"):
+        assert deltas(results, f"hard vs {other}").mean() > spin.mean()
+        assert deltas(results, f"hard vs {other}").std() > spin.std()
+    lost = next(one for one in examine(results, compare_declared(results)) if one.comparison.reference == "SPIN")
+    assert {change.verdict for change in lost.seeds} == {"inconclusive"}
+
+
 def test_one_step(study: Study) -> None:
     results = study("one_step")
     for reference in ("CT", "CT continued"):
