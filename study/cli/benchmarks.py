@@ -22,7 +22,7 @@ def bench(
         list[str] | None, typer.Option(help="repeatable, such as 'spin' or 'catanet, soft dense'; all when absent")
     ] = None,
     switches: Annotated[
-        bool, typer.Option(help="also with each optimisation off, and in bf16: CATANet and SPIN")
+        bool, typer.Option(help="also with each optimisation off, in bf16, and on a GPU compiled")
     ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="interleaved measurements of each figure")] = 5,
     to: Annotated[Path | None, typer.Option("--to", help="folder to write bench.parquet and the machine to")] = None,

@@ -57,11 +57,12 @@ BENCH = pa.schema(
     [
         _field("model", pa.string(), "network and assignment"),
         _field("phase", pa.string(), "training or inference"),
-        _field("variant", pa.string(), "which optimisation is off, or bf16"),
+        _field("variant", pa.string(), "which optimisation is off, or what is otherwise"),
         _field("repeat", pa.int64(), "round of the interleaved measurement"),
         _field("seconds", pa.float64(), "one step, or one inference", "s"),
         _field("operations", pa.float64(), "of the plain formulation", "FLOP"),
         _field("matrix_rate", pa.float64(), "of a matrix product just before and after", "FLOP/s"),
+        _field("memory", pa.float64(), "most that was held on the GPU beyond what was before; NaN on a CPU", "B"),
     ]
 )
 

@@ -7,9 +7,10 @@ machine does in the meantime meets all of it alike.
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,10 +25,10 @@ from torch.nn import functional as F
 
 from study import StudyError
 from study.evaluation.complexity import deployed, multiply_adds
-from study.grid.models import CFSR, IMDN, SPIN, CATANet, Hard, Model, Soft, SoftMoE, Superpixel, UNet
+from study.grid.models import CFSR, IMDN, SPIN, CATANet, Hard, Model, NoAssignment, Soft, SoftMoE, Superpixel, UNet
 from study.grid.objectives import L1, Consistency, Distance, Objective, Trajectory
 from study.grid.schema import Data, Evaluation, Optimisation, Run
-from study.models import attention, build, layers
+from study.models import attention, build, depthwise, layers, support
 from study.records.provenance import describe
 from study.records.store import write_json, write_table
 from study.training.placement import keep_freed_memory
@@ -35,7 +36,7 @@ from study.training.steps import sample_operations, training_step
 
 TRAINING_BATCH, TRAINING_LR_PX = 4, 64
 INFERENCE_LR_PX = 256
-MATRIX_PX = 2048
+MATRIX_PX = {"cpu": 2048, "cuda": 8192}  # a GPU has done a smaller one before it can be timed
 SCALE = 4
 
 TINY = UNet(width=16, multipliers=(1, 2), blocks=1, window=4, attention_width=16, heads=2, mlp_ratio=2, dropout=0)
@@ -46,8 +47,10 @@ MODELS: dict[str, Model] = {
     "catanet, soft dense": CATANet(assignment=Soft()),
     "catanet, soft top-4": CATANet(assignment=Soft(support="topk", top_k=4)),
     "catanet, soft sparsemax": CATANet(assignment=Soft(support="sparsemax")),
+    "catanet, soft attention": CATANet(assignment=Soft(scatter="attention")),
     "catanet, superpixel": CATANet(assignment=Superpixel()),
     "catanet, soft_moe": CATANet(assignment=SoftMoE()),
+    "catanet, none": CATANet(assignment=NoAssignment()),
     "spin": SPIN(),
     "imdn": IMDN(),
     "cfsr": CFSR(),
@@ -63,8 +66,8 @@ STAGES: dict[str, Objective] = {
     "CT": Consistency(distance=_PLAIN),
     "CT + DTM": Trajectory(distance=_PLAIN, matching_distance=Distance(kind="squared")),
 }
-SWITCHED = ("catanet, hard", "spin")
-AS_IT_IS, BF16 = "as it is", "bf16"
+AS_IT_IS = "as it is"
+BF16, COMPILED, GRAPHS = "bf16", "compiled", "CUDA graphs"
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Task:
     Attributes:
         model: its name, or `matrix product`.
         phase: `training`, `inference` or empty.
-        variant: which optimisation is off; `as it is` for none.
+        variant: which optimisation is off, or what is otherwise; `as it is` for none.
         call: does it once.
         operations: floating-point operations of the plain formulation; padding has no credit; NaN where not known.
         setting: entered around every call.
@@ -113,29 +116,37 @@ def measure(runs: Mapping[str, Run], *, cpu: bool, repeats: int, switches: bool 
         runs: name -> run, whose batch, crop, precision and `cost_lr_px` count; inference is fp32.
         cpu: keep off the GPU.
         repeats: interleaved measurements of each task.
-        switches: also in bf16, and the models in `SWITCHED` with each optimisation off.
+        switches: also with each optimisation off, in bf16, and on a GPU compiled and replayed as CUDA graphs.
 
     Returns:
         The rows of `records.schemas.BENCH`; none of what cannot be done here, which is said on the error stream.
     """
     device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
     keep_freed_memory()
+    if device.type == "cuda" and switches:
+        from torch._dynamo import config as dynamo  # takes seconds
+
+        dynamo.recompile_limit = dynamo.accumulated_recompile_limit = 1000  # every network compiles the same code anew
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # the floor is fp32's
-    matrix = torch.randn(MATRIX_PX, MATRIX_PX, device=device, generator=torch.Generator(device).manual_seed(0))
-    product = Task("matrix product", "", AS_IT_IS, lambda: matrix @ matrix, 2 * MATRIX_PX**3)
+    side = MATRIX_PX[device.type]
+    matrix = torch.randn(side, side, device=device, generator=torch.Generator(device).manual_seed(0))
+    product = Task("matrix product", "", AS_IT_IS, lambda: matrix @ matrix, 2 * side**3)
     shown = Console(stderr=True)
     tasks = [task for name, run in runs.items() for task in _tasks(name, run, device, switches) if _warm(task, shown)]
     rows: list[dict[str, Any]] = []
     for repeat in track(range(repeats), "measuring", console=shown, transient=True):
         rate = product.operations / _timed(product, device)
         for task in tasks:
+            held = _reset_peak(device)
             seconds = _timed(task, device)
+            memory = torch.cuda.max_memory_allocated() - held if device.type == "cuda" else math.nan
             rate, before = product.operations / _timed(product, device), rate
             row = {"model": task.model, "phase": task.phase, "variant": task.variant, "repeat": repeat}
             row |= {
                 "seconds": seconds,
                 "operations": float(task.operations or math.nan),
                 "matrix_rate": (rate + before) / 2,
+                "memory": memory,
             }
             rows.append(row)
     return pd.DataFrame(rows)
@@ -146,7 +157,7 @@ def _warm(task: Task, shown: Console) -> bool:
     try:
         with task.setting():
             task.call()
-    except (StudyError, ValueError, torch.OutOfMemoryError) as error:
+    except (StudyError, ValueError, RuntimeError) as error:  # memory that does not suffice is a RuntimeError, too
         shown.print(f"not timed: {task.model}, {task.phase}: {error}", markup=False, highlight=False)
         return False
     return True
@@ -189,17 +200,23 @@ def machine(*, cpu: bool) -> dict[str, Any]:
 
 def _tasks(name: str, run: Run, device: torch.device, switches: bool) -> Iterator[Task]:
     side, batch = run.evaluation.cost_lr_px, run.optimisation.batch
-    work: dict[str, tuple[Callable[[], object], float]] = {}
-    if run.trains:
-        work["training"] = _later(lambda: training_step(run, device)), batch * sample_operations(run)
-    forward = 2 * multiply_adds(run, (side, side), products=True)
-    work["inference"] = _later(lambda: _inference(run, device)), forward
-    for phase, (call, count) in work.items():
-        yield Task(name, phase, AS_IT_IS, call, count)
+    work = {"training": batch * sample_operations(run)} if run.trains else {}
+    work["inference"] = 2.0 * multiply_adds(run, (side, side), products=True)
+    for phase, count in work.items():
+        make = _training if phase == "training" else _inference
+        plain = _later(partial(make, run, device))
+        yield Task(name, phase, AS_IT_IS, plain, count)
         if switches:
-            settings = {**(_settings(device) if name in SWITCHED else {}), BF16: _bf16(device)}
-            for variant, setting in settings.items():
-                yield Task(name, phase, variant, call, count, setting)
+            for variant, setting in _settings(device, run.model).items():
+                yield Task(name, phase, variant, plain, count, setting)
+            for parts in _otherwise(device):
+                yield Task(name, phase, " + ".join(parts), _later(partial(make, run, device, parts)), count)
+
+
+def _otherwise(device: torch.device) -> list[tuple[str, ...]]:
+    """What is combined, of what a network is not by itself. Compiled for a CPU it takes longer, see docs/speed.md."""
+    on_gpu = [(COMPILED,), (COMPILED, GRAPHS), (BF16, COMPILED), (BF16, COMPILED, GRAPHS)]
+    return [(BF16,), *(on_gpu if device.type == "cuda" else [])]
 
 
 def _later(make: Callable[[], Callable[[], object]]) -> Callable[[], object]:
@@ -214,31 +231,30 @@ def _later(make: Callable[[], Callable[[], object]]) -> Callable[[], object]:
     return call
 
 
-def _settings(device: torch.device) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
-    """Each optimisation of attention and upsampling off, one at a time and all together."""
-    fused = patch.object(attention, "_in_blocks", lambda _: False)
-    unpadded = patch.dict(attention._ALIGNMENT, dict.fromkeys(attention._ALIGNMENT, 1))
-    shuffled = patch.object(layers, "convolve_shuffled", _after_the_shuffle)
-
-    def several(*patches: Any) -> Callable[[], AbstractContextManager[Any]]:
-        def enter() -> AbstractContextManager[Any]:
-            stack = ExitStack()
-            for each in patches:
-                stack.enter_context(each)
-            return stack
-
-        return enter
-
-    off = {"last convolution after the shuffle": several(shuffled)}
-    if device.type == "cpu":
-        off["attention by the fused kernel"] = several(fused)
-    off["heads as wide as they are"] = several(fused, unpadded)
-    off["all of it off"] = several(fused, unpadded, shuffled)
-    return off
+def _settings(device: torch.device, model: Model) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
+    """Each optimisation that a network has off, one at a time and all together."""
+    off: dict[str, list[Any]] = {}
+    if isinstance(model, CATANet | SPIN):
+        widths = patch.dict(attention._ALIGNMENT, dict.fromkeys(attention._ALIGNMENT, 1))
+        fused = patch.object(attention, "_in_blocks", lambda _: False)
+        off["last convolution after the shuffle"] = [patch.object(layers, "convolve_shuffled", _after_the_shuffle)]
+        off |= {"attention by the fused kernel": [fused]} if device.type == "cpu" else {}
+        off["heads as wide as they are"] = [fused, widths]
+    if isinstance(model, CATANet | CFSR) and device.type == "cpu":
+        off["gradient of wide kernels at once"] = [patch.object(depthwise, "_by_columns", lambda _: False)]
+    assignment = model.assignment if isinstance(model, CATANet) else None
+    if isinstance(assignment, Soft) and assignment.support == "sparsemax" and device.type == "cpu":
+        off["sparsemax by a sort"] = [patch.object(support, "threshold_by_search", support.threshold_by_sorting)]
+    if len(off) > 1:
+        off["all of it off"] = [each for name, patches in off.items() if "fused" not in name for each in patches]
+    return {name: partial(_several, patches) for name, patches in off.items()}
 
 
-def _bf16(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    return lambda: torch.autocast(device.type, torch.bfloat16)
+def _several(patches: Sequence[AbstractContextManager[Any]]) -> AbstractContextManager[Any]:
+    stack = ExitStack()
+    for each in patches:
+        stack.enter_context(each)
+    return stack
 
 
 def _after_the_shuffle(features: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -246,21 +262,39 @@ def _after_the_shuffle(features: Tensor, conv: nn.Conv2d) -> Tensor:
     return conv(F.pixel_shuffle(features, factor))
 
 
-def _inference(run: Run, device: torch.device) -> Callable[[], object]:
+def _training(run: Run, device: torch.device, parts: Sequence[str] = ()) -> Callable[[], object]:
+    changes = {"precision": "bf16"} if BF16 in parts else {}
+    changes |= {"compile": True} if COMPILED in parts else {}
+    optimisation = run.optimisation.model_copy(update=changes)
+    return training_step(run.model_copy(update={"optimisation": optimisation}), device, graphs=GRAPHS in parts)
+
+
+def _inference(run: Run, device: torch.device, parts: Sequence[str] = ()) -> Callable[[], object]:
     network = build(run).to(device).train()
     generator = torch.Generator(device).manual_seed(1)
     if run.trains:
         side = run.data.lr_patch_px
         network(torch.rand(1, 3, side, side, device=device, generator=generator))  # first prototypes
     network = deployed(network.eval())
+    if COMPILED in parts:
+        network.compile(mode="reduce-overhead" if GRAPHS in parts else None)
     side = run.evaluation.cost_lr_px
     image = torch.rand(1, 3, side, side, device=device, generator=generator)
 
     @torch.inference_mode()
     def infer() -> None:
-        network(image)
+        with torch.autocast(device.type, torch.bfloat16, enabled=BF16 in parts):
+            network(image)
 
     return infer
+
+
+def _reset_peak(device: torch.device) -> int:
+    """Bytes that are held on a GPU, from which its peak is counted."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
 
 
 def _timed(task: Task, device: torch.device) -> float:

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from study.evaluation.complexity import multiply_adds
 from study.grid.objectives import L1, Adaptive, Charbonnier, Objective, Trajectory
 from study.grid.schema import Optimisation, Run
 from study.models import build
+from study.models.prototypes import all_started
 from study.objectives import OBJECTIVES
 from study.objectives.objective import Batch
 from study.objectives.routing import WEIGHT, routing_loss
@@ -38,6 +40,11 @@ def make_average(network: nn.Module, optimisation: Optimisation) -> AveragedMode
     if not optimisation.ema_decay:
         return None
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(optimisation.ema_decay))
+
+
+def uncompiled(plain: bool) -> AbstractContextManager[Any]:
+    """Runs compiled networks as they were written, where asked to."""
+    return torch.compiler.set_stance("force_eager") if plain else nullcontext()
 
 
 def weighted_routing(network: nn.Module) -> Tensor | None:
@@ -69,8 +76,13 @@ def without_gradient(objective: Objective) -> float:
     return 3 if objective.matching == "dtm" else 2  # and the frozen network's
 
 
-def training_step(run: Run, device: torch.device) -> Callable[[], None]:
-    """What takes a step of a run on random images as the trainer does, but for compilation and fp16's loss scale.
+def training_step(run: Run, device: torch.device, *, graphs: bool = False) -> Callable[[], None]:
+    """What takes a step of a run on random images as the trainer does, but for fp16's loss scale.
+
+    Args:
+        run: a resolved run.
+        device: the network's.
+        graphs: where the run is compiled, replay its kernels as CUDA graphs, which the trainer does not.
 
     Raises:
         StudyError: the precision is not there on the device, or the objective lacks pretrained weights.
@@ -87,11 +99,16 @@ def training_step(run: Run, device: torch.device) -> Callable[[], None]:
     size = optimisation.batch // optimisation.accumulate
     lr = torch.rand(size, 3, side, side, generator=generator).to(device, dtype)
     hr = torch.rand(size, 3, side * run.scale, side * run.scale, generator=generator).to(device, dtype)
+    if optimisation.compile:
+        network.compile(mode="reduce-overhead" if graphs else None)
     samples = Batch(lr, hr, torch.arange(size, device=device), step=0, steps=optimisation.steps)
 
     def step() -> None:
         for _ in range(optimisation.accumulate):
-            with torch.autocast(device.type, mixed) if mixed else nullcontext():
+            if graphs:
+                torch.compiler.cudagraph_mark_step_begin()
+            plain = uncompiled(optimisation.compile and not all_started(network))
+            with torch.autocast(device.type, mixed) if mixed else nullcontext(), plain:
                 loss = objective(network, samples)
             routing = weighted_routing(network)
             (loss if routing is None else loss + routing).backward()

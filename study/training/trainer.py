@@ -5,7 +5,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +32,7 @@ from study.records.store import RecordError, read_table, write_table
 from study.training.checkpoints import load_state, save_state, save_weights
 from study.training.placement import leave_signals
 from study.training.schedule import learning_rate, sample_numbers, validation_steps
-from study.training.steps import make_average, make_optimiser, weighted_routing
+from study.training.steps import make_average, make_optimiser, uncompiled, weighted_routing
 
 VALIDATION_LR_PX = 96
 
@@ -170,7 +170,7 @@ class Trainer:
             last = micro + 1 == optimisation.accumulate
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 # the first forward sets prototypes; compiled, it would leave the graph in pieces
-                plain = _uncompiled(optimisation.compile and not all_started(self.network))
+                plain = uncompiled(optimisation.compile and not all_started(self.network))
                 with self.accelerator.autocast(), plain:
                     samples = Batch(lr.to(self.dtype), hr.to(self.dtype), keys, self.step, optimisation.steps)
                     loss = self.objective(self.model, samples) / optimisation.accumulate
@@ -239,7 +239,7 @@ class Trainer:
         begun = time.perf_counter()
         network = self._evaluated().eval()
         values = []
-        plain = _uncompiled(self.run.optimisation.compile)  # it is for one size; here each image has its own
+        plain = uncompiled(self.run.optimisation.compile)  # it is for one size; here each image has its own
         with torch.inference_mode(), self.accelerator.autocast(), plain:
             for key, (lr, hr) in enumerate(self.validation):
                 keys = torch.tensor([key], device=self.accelerator.device)
@@ -296,11 +296,6 @@ class Trainer:
             warnings.warn(f"{error}: the curve begins at step {self.step}", stacklevel=2)
             return
         self.rows = rows.loc[rows["step"] <= self.step].to_dict(orient="records")
-
-
-def _uncompiled(plain: bool) -> AbstractContextManager[Any]:
-    """Runs compiled networks as they were written, where asked to."""
-    return torch.compiler.set_stance("force_eager") if plain else nullcontext()
 
 
 def _draw_seed(seed: int, step: int, micro: int, rank: int) -> int:

@@ -1,6 +1,7 @@
 """What the bench prints, from rows whose answer is known; and one short real measurement."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -8,9 +9,9 @@ import torch
 from rich.console import Console
 
 from study.evaluation.complexity import multiply_adds
-from study.grid.models import IMDN, CATANet, Hard
-from study.grid.schema import Run
-from study.models import attention, layers
+from study.grid.models import CFSR, IMDN, CATANet, Hard, Soft
+from study.grid.schema import Data, Optimisation, Run
+from study.models import attention, depthwise, layers, support
 from study.records.store import read_json, read_table
 from study.training import bench
 from study.training.bench import AS_IT_IS, headline, measure, save, standard, summarise, tables
@@ -57,13 +58,17 @@ def test_tables_hold_every_row() -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = CATANet(
-        width=8, blocks=1, qk_width=8, mlp_width=8, heads=2, windows=(8,), assignment=Hard(group_sizes=(16,))
-    )
-    monkeypatch.setattr(bench, "MODELS", {"catanet, hard": tiny, "imdn": IMDN(width=8, blocks=1)})
+    sizes: dict[str, Any] = {"width": 8, "blocks": 1, "qk_width": 8, "mlp_width": 8, "heads": 2, "windows": (8,)}
+    models = {
+        "catanet, hard": CATANet(**sizes, assignment=Hard(group_sizes=(16,))),
+        "sparsemax": CATANet(**sizes, assignment=Soft(support="sparsemax")),
+        "imdn": IMDN(width=8, blocks=1),
+        "cfsr": CFSR(width=8, layers=1, blocks=1, mlp_width=16),
+    }
+    monkeypatch.setattr(bench, "MODELS", models)
     monkeypatch.setattr(bench, "TRAINING_LR_PX", 16)
     monkeypatch.setattr(bench, "INFERENCE_LR_PX", 24)
-    monkeypatch.setattr(bench, "MATRIX_PX", 64)
+    monkeypatch.setattr(bench, "MATRIX_PX", {"cpu": 64})
 
 
 def test_a_measurement(small: None, tmp_path: Path) -> None:
@@ -97,15 +102,84 @@ def test_what_cannot_be_done_is_left_out_and_said(small: None, capsys: pytest.Ca
     assert "not timed: half, training: optimisation.precision: fp16 needs a GPU" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("model", ["catanet, hard", "imdn"])
-def test_switches_change_the_way_and_not_the_result(small: None, model: str) -> None:
+SWITCHED = {
+    "catanet, hard": (
+        "last convolution after the shuffle",
+        "heads as wide as they are",
+        "gradient of wide kernels at once",
+    ),
+    "sparsemax": ("attention by the fused kernel", "sparsemax by a sort", "all of it off"),
+    "cfsr": ("gradient of wide kernels at once",),
+    "imdn": (),
+}
+
+
+@pytest.mark.parametrize("name", SWITCHED)
+def test_switches_change_the_way_and_not_the_result(small: None, name: str) -> None:
     torch.manual_seed(0)
-    network = bench.build(Run(scale=4, model=bench.MODELS[model])).eval()
+    run = Run(scale=4, model=bench.MODELS[name], optimisation=Optimisation(batch=1), data=Data(lr_patch_px=16))
+    network = bench.build(run)
     image = torch.rand(1, 3, 24, 24)
-    with torch.inference_mode():
-        plain = network(image)
-        cpu = torch.device("cpu")
-        for name, setting in {**bench._settings(cpu), bench.BF16: bench._bf16(cpu)}.items():
-            with setting():
-                other = network(image)
-            torch.testing.assert_close(other.float(), plain, atol=3e-2 if name == bench.BF16 else 1e-5, rtol=0)
+    settings = bench._settings(torch.device("cpu"), run.model)
+    assert set(SWITCHED[name]) <= set(settings)
+
+    def compute() -> list[torch.Tensor]:
+        network.zero_grad()
+        out = network(image)
+        out.square().mean().backward()
+        return [out.detach(), *(p.grad.clone() for p in network.parameters() if p.grad is not None)]
+
+    network(image)  # first prototypes
+    network.eval()
+    plain = compute()
+    for setting in settings.values():
+        with setting():
+            torch.testing.assert_close(compute(), plain, atol=1e-5, rtol=1e-3)
+
+
+def test_what_is_switched_off_was_used(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+    for place, name in ((depthwise, "_of_kernel"), (support, "threshold_by_search"), (attention, "_attend_in_blocks")):
+        real = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *given, real=real, name=name: used.append(name) or real(*given))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    run = standard(["sparsemax"])["sparsemax"]
+    step = bench._training(run, torch.device("cpu"))
+    step()
+    assert set(used) == {"_of_kernel", "threshold_by_search", "_attend_in_blocks"}
+    settings = bench._settings(torch.device("cpu"), run.model)
+    for variant, gone in (
+        ("gradient of wide kernels at once", "_of_kernel"),
+        ("sparsemax by a sort", "threshold_by_search"),
+        ("attention by the fused kernel", "_attend_in_blocks"),
+    ):
+        used.clear()
+        with settings[variant]():
+            step()
+        assert used
+        assert gone not in used
+    used.clear()
+    with settings["all of it off"]():
+        step()
+    assert not used
+
+
+def test_compiled_variants_on_a_gpu(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str | None] = []
+    real = torch.nn.Module.compile
+
+    def compile_eagerly(self: torch.nn.Module, *, mode: str | None) -> None:
+        modes.append(mode)
+        real(self, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    run, cpu = standard(["catanet, hard"])["catanet, hard"], torch.device("cpu")
+    assert bench._otherwise(cpu) == [("bf16",)]
+    variants = bench._otherwise(torch.device("cuda"))
+    assert variants[-1] == ("bf16", "compiled", "CUDA graphs")
+    for make in (bench._training, bench._inference):
+        for parts in variants:
+            call = make(run, cpu, parts)
+            call()
+            call()
+    assert modes == [None, "reduce-overhead"] * 4
