@@ -167,16 +167,6 @@ def test_shapes_are_known_without_computing(arm: str) -> None:
         assert model(torch.empty(1, 3, 20, 24)).shape == (1, 3, 80, 96)
 
 
-@pytest.mark.parametrize("arm", ["hard", "sparsemax, attention", "shuffled", "superpixel", "soft moe", "global"])
-def test_traced_as_one_graph(arm: str) -> None:
-    model = network(2, ARMS[arm]).train()
-    x, keys = picture(2, 3, 9, 12), torch.tensor([1, 2])
-    model(x, keys)  # the first batch sets the prototypes
-    copied = copy.deepcopy(model)
-    traced = torch.compile(model, backend="eager", fullgraph=True)(x, keys)
-    torch.testing.assert_close(traced, copied(x, keys))
-
-
 @pytest.mark.parametrize("arm", ["hard", "soft", "frequency", "superpixel", "soft moe", "global"])
 def test_batches_do_not_mix_at_test(arm: str) -> None:
     model = network(2, ARMS[arm]).double().train()

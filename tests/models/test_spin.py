@@ -252,12 +252,6 @@ def test_shapes_are_known_without_computing() -> None:
         assert network(4)(torch.empty(1, 3, 20, 24)).shape == (1, 3, 80, 96)
 
 
-def test_traced_as_one_graph() -> None:
-    model, x = network(blocks=1).train(), picture(2, 3, 13, 18)
-    traced = torch.compile(model, backend="eager", fullgraph=True)(x)
-    torch.testing.assert_close(traced, model(x))
-
-
 class Largest(TorchDispatchMode):
     """Values of the largest tensor that an operation returns."""
 
