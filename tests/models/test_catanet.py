@@ -71,6 +71,7 @@ def test_concatenated_fusion_has_the_published_number_of_parameters() -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == 547_995
 
 
+@pytest.mark.usefixtures("layout")
 @pytest.mark.parametrize("entry", ["x2_36x30", "x3_36x30", "x4_36x30", "x2_45x31", "x3_45x33"])
 def test_golden_outputs(entry: str) -> None:
     expected = np.load(shared("golden/catanet.npz"))[f"eval_{entry}"]
@@ -80,6 +81,7 @@ def test_golden_outputs(entry: str) -> None:
     assert np.abs(found - expected).max() < 1e-5 * expected.std()
 
 
+@pytest.mark.usefixtures("layout")
 @pytest.mark.parametrize("case", ["train_initted", "train_first"])
 def test_golden_training_step(case: str) -> None:
     golden = np.load(shared("golden/catanet.npz"))

@@ -49,6 +49,7 @@ def test_state_is_the_published_layout(scale: int, parameters: int) -> None:
 
 # In block 6 of the x3 pair, the last pixel on a superpixel's list and the first one off it differ by 5e-7 of their
 # affinity. Rounding in float32 leaves less of it: kernels decide which one is taken, so that pair is in float64 alone.
+@pytest.mark.usefixtures("layout")
 @pytest.mark.parametrize(
     ("entry", "dtype"),
     [
@@ -68,6 +69,7 @@ def test_golden_outputs(entry: str, dtype: torch.dtype) -> None:
     assert np.abs(found - expected).max() < 1e-5 * expected.std()
 
 
+@pytest.mark.usefixtures("layout")
 def test_golden_training_step() -> None:
     golden = np.load(shared("golden/spin.npz"))
     norms = json.loads(shared("golden/spin_grad_norms.json").read_text())["train"]
