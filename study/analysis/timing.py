@@ -52,8 +52,7 @@ def timing_table(rows: pd.DataFrame, machine: Mapping[str, Any], baseline: str) 
         f"Medians of {rows['repeat'].nunique()} repeats, in each of which every network had its turn; × baseline: over "
         f"the time of {baseline} in the same repeat (range); × floor: over the operations of the plain formulation, "
         "products of attention and assignment included, at the rate of a large matrix product just before and after. "
-        "Step: of training, at the declared batch, crop and precision; inference: fp32, one image of declared size. "
-        "Networks as initialised, not compiled.",
+        "Step: of training, as declared; inference: fp32, not compiled, one image of declared size.",
     )
     where = f"; on {machine['device']}" if machine.get("device") else ""
     commit = f", commit {str(machine['commit'])[:7]}" if machine.get("commit") else ""

@@ -22,7 +22,14 @@ analysis: {baseline: "hard, steps=100", comparisons: []}
 
 
 def rows(*names: str) -> pd.DataFrame:
-    columns = {"phase": "inference", "variant": "as it is", "repeat": 0, "operations": 2.0, "matrix_rate": 4.0}
+    columns = {
+        "phase": "inference",
+        "variant": "as it is",
+        "repeat": 0,
+        "operations": 2.0,
+        "matrix_rate": 4.0,
+        "memory": 0.0,
+    }
     return pd.DataFrame({"model": names, **columns, "seconds": [float(place) for place in range(1, len(names) + 1)]})
 
 
