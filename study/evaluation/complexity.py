@@ -195,17 +195,19 @@ def peak_memory(network: nn.Module, lr_px: int, device: torch.device) -> int:
     hold while they run.
     """
     image = _images(network, lr_px, device, 1)
-    if device.type == "cuda":
-        with torch.inference_mode():
-            network(image)  # the first one also allocates what libraries keep for good
+    with torch.inference_mode():
+        network(image)  # the first one also allocates what is kept: by libraries, and the grids of superpixels
+        if device.type == "cuda":
             torch.cuda.synchronize(device)
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
             network(image)
             torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    live = _LiveTensors([*network.parameters(), *network.buffers(), image])
-    with torch.no_grad(), live:  # in inference mode composite operations would hide what they allocate
+            return torch.cuda.max_memory_allocated(device) - before
+    with (
+        torch.no_grad(),
+        _LiveTensors() as live,
+    ):  # in inference mode composite operations would hide what they allocate
         network(image)
     return live.peak
 
@@ -217,14 +219,16 @@ class _LiveTensors(TorchDispatchMode):
         peak: most bytes alive at once, in storages that were not there before.
     """
 
-    def __init__(self, before: list[Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.peak = self._bytes = 0
-        self._known = WeakIdKeyDictionary({tensor.untyped_storage(): None for tensor in before})
+        self._known = WeakIdKeyDictionary()
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        given = (leaf.untyped_storage() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        self._known.update(dict.fromkeys(given))  # what no operation has returned was there before
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._known:

@@ -39,13 +39,19 @@ def descriptor(assignment: Declared, image: Tensor, keys: Tensor | None = None) 
         wide = image.float() if image.dtype in (torch.bfloat16, torch.float16) else image
         if prior.kind == "noise":
             return gaussian(keys, image.shape[2] * image.shape[3], prior.bands).to(wide.dtype)
-        luminance = torch.einsum("bchw,c->bhw", wide, wide.new_tensor(_LUMA))
+        luminance = _luminance(wide)
         energies = _energies(prior, luminance - luminance.mean(dim=(1, 2), keepdim=True))
         standard = standardised((energies + _FLOOR).log().flatten(2).transpose(1, 2))
     if prior.kind == "shuffled":
         order = hashed(keys, standard.shape[1]).argsort(dim=1, stable=True)
         return standard.gather(1, order[..., None].expand_as(standard))
     return standard
+
+
+def _luminance(image: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, H, W); weights are numbers, since a tensor of them would wait for the GPU."""
+    red, green, blue = (weight * channel for weight, channel in zip(_LUMA, image.unbind(dim=1), strict=True))
+    return red + green + blue
 
 
 def standardised(values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ neighbours and means over pixels are small matrix products, and nothing of size 
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -54,10 +55,20 @@ class Grid:
 
 
 def grid(height: int, width: int, size: int, device: torch.device) -> Grid:
-    """Cells about `size` pixels wide: at least one, at most side // size along each axis.
+    """Cells about `size` pixels wide: at least one, at most side // size along each axis; not to be written to.
 
     A pixel's cell is that of nearest upsampling in float32, as `torch.nn.functional.interpolate` computes it.
     """
+    return (_made if torch.compiler.is_compiling() else _kept)(height, width, size, device)
+
+
+@lru_cache(maxsize=8)  # blocks of a network have few sizes, images of a test set many
+def _kept(height: int, width: int, size: int, device: torch.device) -> Grid:
+    with torch.inference_mode(False):  # training may need what an inference made
+        return _made(height, width, size, device)
+
+
+def _made(height: int, width: int, size: int, device: torch.device) -> Grid:
     rows, columns = max(1, height // size), max(1, width // size)
     vertical, horizontal = (_starts(side, count) for side, count in ((height, rows), (width, columns)))
     cell = _longest(vertical), _longest(horizontal)

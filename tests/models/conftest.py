@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from study.models import attention, depthwise, prototypes
+from study.models import attention, depthwise, prototypes, support
 
 
 @pytest.fixture(params=["as on one CPU thread", "as on a GPU"])
@@ -13,3 +13,4 @@ def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     if on_gpu:
         monkeypatch.setitem(attention._ALIGNMENT, "cpu", attention._ALIGNMENT["cuda"])
         monkeypatch.setattr(prototypes, "summed_in_turn", prototypes.summed_by_product)
+        monkeypatch.setattr(support, "threshold_by_search", support.threshold_by_sorting)

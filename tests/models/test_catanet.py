@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from study.grid.models import CATANet as CATANetConfig
 from study.models.catanet import CATANet, LocalAttention
@@ -167,6 +168,30 @@ def test_shapes_are_known_without_computing(arm: str) -> None:
     with torch.device("meta"), torch.inference_mode():
         model = CATANet(CATANetConfig.model_validate(TINY | {"assignment": ARMS[arm]}), 4).eval()
         assert model(torch.empty(1, 3, 20, 24)).shape == (1, 3, 80, 96)
+
+
+class Waiting(TorchDispatchMode):
+    """Operations for which a GPU and its host would wait for each other: values read, and tensors made of numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.lift_fresh.default):
+            self.found.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layout", ["as on a GPU"], indirect=True)
+@pytest.mark.parametrize("arm", ARMS)
+def test_no_step_but_the_first_waits(arm: str, layout: None) -> None:
+    model = network(2, ARMS[arm]).train()
+    x, keys = picture(2, 3, 9, 12), torch.tensor([1, 2])
+    model(x, keys)
+    with Waiting() as waiting:
+        model(x, keys).square().mean().backward()
+    assert not waiting.found
 
 
 @pytest.mark.parametrize("arm", ["hard", "soft", "frequency", "superpixel", "soft moe", "global"])

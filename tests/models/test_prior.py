@@ -127,6 +127,12 @@ def test_haar_details_keep_the_energy() -> None:
     assert float(finest.sum()) == pytest.approx(4 / 16)
 
 
+def test_colours_count_as_their_luminance() -> None:
+    image = torch.rand(2, 3, 16, 18, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    luminance = 0.299 * image[:, 0] + 0.587 * image[:, 1] + 0.114 * image[:, 2]
+    torch.testing.assert_close(describe(soft("frequency"), image), describe(soft("frequency"), rgb(luminance)))
+
+
 def test_variance_says_the_same_in_every_band() -> None:
     found = describe(soft("variance"), torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
     assert torch.equal(found, found[..., :1].expand_as(found))

@@ -20,7 +20,7 @@ from study.models.catanet import CATANet
 from study.models.spin import SPIN
 from study.models.weights import WeightsError, load_weights
 from tests.golden import golden_image, golden_weights
-from tests.models.test_catanet import picture
+from tests.models.test_catanet import Waiting, picture
 from tests.models.test_superpixels import naive_soft_superpixels
 from tests.shared import shared
 
@@ -252,6 +252,15 @@ def test_bf16_autocast() -> None:
 def test_shapes_are_known_without_computing() -> None:
     with torch.device("meta"), torch.inference_mode():
         assert network(4)(torch.empty(1, 3, 20, 24)).shape == (1, 3, 80, 96)
+
+
+@pytest.mark.parametrize("layout", ["as on a GPU"], indirect=True)
+def test_no_step_but_the_first_waits(layout: None) -> None:
+    model, x = network().train(), picture(2, 3, 13, 18)
+    model(x)
+    with Waiting() as waiting:
+        model(x).square().mean().backward()
+    assert not waiting.found
 
 
 class Largest(TorchDispatchMode):

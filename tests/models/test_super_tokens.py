@@ -119,6 +119,14 @@ def test_gradients(height: int, width: int, size: int) -> None:
     assert torch.autograd.gradcheck(lambda tokens, _: module.mix(tokens)[..., ::3], (tokens, weight))
 
 
+def test_training_goes_on_with_the_grid_of_an_inference() -> None:
+    module, x = block(3), numbers(1, 11, 19, WIDTH)  # a size of its own, for which no grid is kept yet
+    with torch.inference_mode():
+        module(x)
+    module(x).sum().backward()
+    assert module.norm.weight.grad is not None
+
+
 def test_a_super_token_nobody_uses_is_harmless() -> None:
     module = block(2)
     sign = torch.tensor([1, 1, 1, -1, -1, -1])[:, None]  # the middle one of three cells has a mean of zero

@@ -70,6 +70,16 @@ def test_labels_are_those_of_nearest_upsampling() -> None:
             assert torch.equal(labels(cells)[:, 0] // cells.columns, expected), (side, size)
 
 
+def test_the_last_few_grids_are_kept() -> None:
+    first = cells_of(21, 22, 4)
+    assert cells_of(21, 22, 4) is first
+    for others in (cells_of(22, 21, 4), cells_of(21, 22, 5), grid(21, 22, 4, torch.device("meta"))):
+        assert others is not first
+    for side in range(30, 60):
+        cells_of(side, side, 4)
+    assert cells_of(21, 22, 4) is not first
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_cells_are_cut_and_joined(size: tuple[int, int, int]) -> None:
     cells, (height, width) = cells_of(*size), size[:2]
