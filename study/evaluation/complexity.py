@@ -204,10 +204,8 @@ def peak_memory(network: nn.Module, lr_px: int, device: torch.device) -> int:
             network(image)
             torch.cuda.synchronize(device)
             return torch.cuda.max_memory_allocated(device) - before
-    with (
-        torch.no_grad(),
-        _LiveTensors() as live,
-    ):  # in inference mode composite operations would hide what they allocate
+    # in inference mode composite operations would hide what they allocate
+    with torch.no_grad(), _LiveTensors() as live:
         network(image)
     return live.peak
 
