@@ -2,7 +2,6 @@
 
 python scripts/write_reports.py RESULTS [FOLDER]
 
-
 Everything comes from the runs in RESULTS, results/reference/, reports/findings.yaml and reports/templates/; FOLDER is
 the repository when absent. The demo's own report is not among them: it shows crops, which are not packed.
 """
