@@ -60,7 +60,7 @@ def test_plan_prints_runs_ids_sizes_and_what_was_declared(tmp_path: Path) -> Non
 
 
 def test_bench_times_the_networks_of_a_grid_for_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("study.training.bench.MATRIX_PX", 64)
+    monkeypatch.setattr("study.training.bench.MATRIX_PX", {"cpu": 64})
     small = "width: 8, blocks: 1, qk_width: 8, mlp_width: 8, heads: 2, windows: [8]"
     model = f"model: {{kind: catanet, {small}}}, data.lr_patch_px: 16, optimisation.batch: 2, evaluation.cost_lr_px: 24"
     (tmp_path / "grid.yaml").write_text(GRID.replace("scale: 2,", f"scale: 2, {model},"))

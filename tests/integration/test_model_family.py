@@ -19,7 +19,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("family")
     budget: dict[str, Any] = yaml.safe_load((ABLATIONS / "budgets" / "ci.yaml").read_text(encoding="utf-8"))
     budget["optimisation"] |= {"steps": 4, "warmup_steps": 1}
-    budget["evaluation"]["validations"] = 0
+    budget["evaluation"] |= {"validations": 0, "cost_lr_px": 32, "protocols": ["uint8_y"], "metrics": ["psnr"]}
     budget["seeds"] = 1
     (folder / "budgets").mkdir()
     (folder / "budgets" / "few.yaml").write_text(yaml.safe_dump(budget), encoding="utf-8")
