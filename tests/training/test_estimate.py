@@ -58,9 +58,10 @@ def test_passes_of_one_step_objectives() -> None:
     assert found.pop("bicubic") == 0
     steps = {cell.name: cell.runs[0].optimisation.steps for cell in plan.cells}
     passes = {"CT": 4, "CT continued": 4, "CT + DTM": 6, "DTM continued": 6}
-    each = {name: found[name] / passes[name] / steps[name] for name in passes}
+    each = {name: (found[name] or 0) / passes[name] / steps[name] for name in passes}
     assert set(found) == set(passes)
     assert len(set(each.values())) == 1
+    assert min(each.values()) > 0
 
 
 def test_steps_are_timed_at_the_declared_precision(write_grid: Callable[..., Path], tmp_path: Path) -> None:
