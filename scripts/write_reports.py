@@ -46,10 +46,10 @@ def main(results: Path, out: Path = ROOT) -> None:
             figure.unlink()
         studies[name] = Results(*stored)
     bench = pq.read_table(REFERENCE / "bench" / "cpu-1-thread" / "bench.parquet").to_pandas()
-    write_findings(page, studies, sample_operations, float(bench["matrix_rate"].median()), out)
+    words = Words(studies)
+    write_findings(page, words, sample_operations, float(bench["matrix_rate"].median()), out)
     demo = Results(*stored_grid(ROOT / "ablations" / "quickstart.yaml", None, results))
     calibration = pq.read_table(REFERENCE / "calibration" / "calibration.parquet").to_pandas()
-    words = Words(studies)
     summary = [words(text) for text in page.summary]
     write_readme(demo, studies[page.weights], calibration, summarise(bench), summary, _full_scale(page.full_scale), out)
 

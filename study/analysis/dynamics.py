@@ -108,7 +108,7 @@ def draw_curves(panels: Sequence[Panel], styles: Mapping[str, Style], stages: Se
             _curve(axes, rows, str(cell), styles[str(cell)])
         if panel.logarithmic:
             axes.set_yscale("log")
-        _follow_the_many(axes, panel)
+        _limit_axis(axes, panel)
         if panel.logarithmic:
             few_log_ticks(axes.yaxis)
         axes.set(xlabel="optimiser steps", title=panel.title)
@@ -122,7 +122,7 @@ def draw_curves(panels: Sequence[Panel], styles: Mapping[str, Style], stages: Se
     return figure
 
 
-def strays(panel: Panel) -> list[str]:
+def outliers(panel: Panel) -> list[str]:
     """Cells whose curves end far from all others, beyond Tukey's outer fences: trainings that diverged, say."""
     rows = panel.rows.loc[np.isfinite(panel.rows["value"].to_numpy(float))]
     last = rows.sort_values("step").groupby(["cell", "seed"], observed=True)["value"].last()
@@ -136,9 +136,9 @@ def strays(panel: Panel) -> list[str]:
     return [str(cell) for cell in ends.index[far]]
 
 
-def _follow_the_many(axes: Axes, panel: Panel) -> None:
+def _limit_axis(axes: Axes, panel: Panel) -> None:
     """Limits the axis to curves that are no strays; those leave it."""
-    far = strays(panel)
+    far = outliers(panel)
     if far:
         values = panel.rows.loc[~panel.rows["cell"].isin(far), "value"].to_numpy(float)
         scale = axes.transData.transform

@@ -14,7 +14,7 @@ from matplotlib.style import context as style_context
 
 from study import StudyError
 from study.analysis.campaign import distance_table, lengths_table, order_agreement, throughput_table, weights_table
-from study.analysis.comparisons import CLAIM_NAMES, Comparison, compare_declared
+from study.analysis.comparisons import CLAIM_NAMES, Comparison
 from study.analysis.figures import draw_forest
 from study.analysis.pictures import save_figure
 from study.analysis.published import load_published
@@ -118,13 +118,13 @@ class Finding:
 
 
 def write_findings(
-    page: Page, studies: Mapping[str, Results], operations: Callable[[Run], float], matrix_rate: float, out: Path
+    page: Page, words: Words, operations: Callable[[Run], float], matrix_rate: float, out: Path
 ) -> list[Path]:
     """Writes FINDINGS.md, docs/findings.md and the figure of the README.
 
     Args:
         page: what is said.
-        studies: results of every grid that the page names, as `Page.studies` names them.
+        words: over the results of every grid that the page names, as `Page.studies` names them.
         operations: floating-point operations of a training step for each sample; NaN where unknown.
         matrix_rate: of the machine that trained, one thread, FLOP/s.
         out: the repository.
@@ -133,18 +133,21 @@ def write_findings(
         FindingsError: a verdict is not the one that a reading was written for, or a run is missing.
         WordsError: a sentence asks for a number that is not there.
     """
+    studies = words.studies
     for name, results in studies.items():
         if set(results.counts()) != {"done"}:
             counts = ", ".join(f"{count} {state}" for state, count in results.counts().items())
             raise FindingsError(f"{name}: {counts}; FINDINGS.md is written of finished grids alone")
-    findings = [_find(question, studies[question.grid]) for question in page.questions]
+    findings = [
+        _find(question, studies[question.grid], words.comparisons(question.grid)) for question in page.questions
+    ]
     shown = dict.fromkeys(verdict for question in page.questions for verdict in question.verdicts.values())
     numbers = load_published()
     lengths = studies[page.lengths] if page.lengths else None
     rules = _rules(studies[question.grid] for question in page.questions if question.verdicts)
     content = {
         "page": page,
-        "words": Words(studies),
+        "words": words,
         "rules": rules,
         "coverage": coverage(rules["alpha"]),
         "verdicts": {name: VERDICTS[name] for name in shown},
@@ -176,9 +179,9 @@ def _rules(studies: Iterable[Results]) -> Mapping[str, Any]:
     return rules
 
 
-def _find(question: Question, results: Results) -> Finding:
-    comparisons = compare_declared(results)
-    found = {one.label: decide(one) for one in comparisons}
+def _find(question: Question, results: Results, declared: Mapping[str, Comparison]) -> Finding:
+    comparisons = list(declared.values())
+    found = {label: decide(one) for label, one in declared.items()}
     wrong = [
         f"{label}: {found.get(label, 'not declared')}, not {question.verdicts.get(label, 'mentioned')}"
         for label in dict.fromkeys([*question.verdicts, *found])
@@ -192,7 +195,7 @@ def _find(question: Question, results: Results) -> Finding:
         )
     if not comparisons:
         return Finding(question, (), noise_table(results), _noise(results))
-    shown = next(one for one in comparisons if one.label == next(iter(question.verdicts)))
+    shown = declared[next(iter(question.verdicts))]
     counts = Counter(question.verdicts.values())
     seeds, images = shown.deltas.values.shape
     digits = digits_of(shown)

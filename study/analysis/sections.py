@@ -12,7 +12,7 @@ from study.analysis.bayes import bayes_table
 from study.analysis.comparisons import Comparison, compare_exploratory
 from study.analysis.complexity import Latencies, complexity_table, devices, draw_quality, network_costs
 from study.analysis.crops import draw_crops, pick_tiles, picture_name, read_tiles
-from study.analysis.dynamics import diagnostic_panels, draw_curves, staged, strays, training_panels
+from study.analysis.dynamics import diagnostic_panels, draw_curves, outliers, staged, training_panels
 from study.analysis.ends import draw_ends, ends_caption, read_thumbnails
 from study.analysis.figures import cell_styles, draw_counts, draw_forest
 from study.analysis.maps import draw_maps, maps_caption, occupancy_table, prototype_counts
@@ -207,7 +207,7 @@ def _training_section(results: Results, styles: dict[str, Any], folder: Path) ->
         f"{names[0].upper()}{names[1:]}: mean over seeds, the band is their range. "
         "Validation sees the centres of the first dataset's images; nothing is selected by it."
         f"{later if stages else ''}"
-        f"{' A curve that ends far from all others leaves the panel.' if any(map(strays, panels)) else ''}"
+        f"{' A curve that ends far from all others leaves the panel.' if any(map(outliers, panels)) else ''}"
     )
     blocks = [save_figure(draw_curves(panels, styles, stages), folder, "training", caption)]
     panels = diagnostic_panels(scalars)

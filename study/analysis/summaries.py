@@ -21,9 +21,8 @@ from study.grid.schema import Run
 
 TONES = {"better": "good", "worse": "bad", "equivalent": "same"}
 COSTS = ("parameters", "multiply_adds_720p")
-FEW_IMAGES = (
-    100  # ours: fewer are too few for a claim on new ones where networks have little in common, see calibration
-)
+# Ours: fewer are too few for a claim on new ones where networks have little in common, see calibration.
+FEW_IMAGES = 100
 
 
 def declaration_table(results: Results) -> Table:

@@ -24,7 +24,7 @@ class Words:
     """
 
     def __init__(self, studies: Mapping[str, Results]) -> None:
-        self._studies = studies
+        self.studies = studies
         self._found: dict[str, dict[str, Comparison]] = {}
         self._environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
         asked = (self.effect, self.ends, self.seeds, self.mean, self.spread, self.parameters)
@@ -41,16 +41,22 @@ class Words:
         except (jinja2.TemplateError, KeyError, IndexError) as error:
             raise WordsError(f"reports/findings.yaml: {error}: {' '.join(text.split())[:300]}") from None
 
+    def comparisons(self, grid: str) -> Mapping[str, Comparison]:
+        """The declared comparisons of a grid by their labels."""
+        if grid not in self._found:
+            self._found[grid] = {one.label: one for one in compare_declared(self.studies[grid])}
+        return self._found[grid]
+
     def effect(self, grid: str, comparison: str, digits: int = 2) -> str:
-        one = self._comparison(grid, comparison)
+        one = self.comparisons(grid)[comparison]
         return signed(one.estimate, one.measure.unit, digits)
 
     def ends(self, grid: str, comparison: str, digits: int = 2) -> str:
-        test = self._comparison(grid, comparison).test
+        test = self.comparisons(grid)[comparison].test
         return interval(test.low, test.high, digits)
 
     def seeds(self, grid: str, comparison: str) -> dict[int, float]:
-        deltas = self._comparison(grid, comparison).deltas
+        deltas = self.comparisons(grid)[comparison].deltas
         return dict(zip(deltas.seeds, map(float, deltas.values.mean(axis=1)), strict=True))
 
     def mean(self, grid: str, cell: str) -> float:
@@ -66,12 +72,7 @@ class Words:
         return float(costs.loc[(costs["cell"] == cell) & (costs["name"] == "parameters"), "value"].max())
 
     def _cell(self, grid: str, cell: str) -> Results:
-        results = self._studies[grid]
+        results = self.studies[grid]
         if cell not in results.cells:
             raise KeyError(f"no cell {cell!r} in {grid}")
         return results
-
-    def _comparison(self, grid: str, comparison: str) -> Comparison:
-        if grid not in self._found:
-            self._found[grid] = {one.label: one for one in compare_declared(self._studies[grid])}
-        return self._found[grid][comparison]

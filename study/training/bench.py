@@ -246,7 +246,7 @@ def _settings(device: torch.device, model: Model) -> dict[str, Callable[[], Abst
     if isinstance(assignment, Soft) and assignment.support == "sparsemax" and device.type == "cpu":
         off["sparsemax by a sort"] = [patch.object(support, "threshold_by_search", support.threshold_by_sorting)]
     if len(off) > 1:
-        off["all of it off"] = [each for name, patches in off.items() if "fused" not in name for each in patches]
+        off["all of it off"] = list(dict.fromkeys(each for patches in off.values() for each in patches))
     return {name: partial(_several, patches) for name, patches in off.items()}
 
 

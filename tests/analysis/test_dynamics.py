@@ -8,9 +8,9 @@ from study.analysis import dynamics
 from study.analysis.dynamics import (
     diagnostic_panels,
     draw_curves,
+    outliers,
     staged,
     steps_before,
-    strays,
     training_panels,
 )
 from study.analysis.figures import cell_styles
@@ -59,7 +59,7 @@ def test_a_curve_that_ends_far_from_all_others_leaves_the_panel(tmp_path, monkey
     rows = results.rows("scalars")
     rows.loc[(rows["cell"] == "soft, count=8") & (rows["name"] == "loss"), "value"] *= factor
     loss = training_panels(rows)[0]
-    assert strays(loss) == far
+    assert outliers(loss) == far
     axes = draw(results, rows).axes[0]
     low, high = axes.get_ylim()
     others = loss.rows.loc[~loss.rows["cell"].isin(far), "value"]

@@ -59,7 +59,7 @@ def page(**question: object) -> Page:
 def test_words_and_numbers_stand_together(studies: dict[str, Results], tmp_path: Path) -> None:
     comparisons = compare_declared(studies["groups"])
     verdicts = {one.label: decide(one) for one in comparisons}
-    written = write_findings(page(verdicts=verdicts), studies, operations, 1e11, tmp_path)
+    written = write_findings(page(verdicts=verdicts), Words(studies), operations, 1e11, tmp_path)
     text, full = (path.read_text(encoding="utf-8") for path in written[:2])
     first = comparisons[0]
     assert f"Hello `x`: {first.mean:+.3f} dB.".replace("-", "−") in text
@@ -98,7 +98,7 @@ def test_a_sentence_that_asks_for_what_is_not_there(studies: dict[str, Results],
     verdicts = {one.label: decide(one) for one in compare_declared(results)}
     wrong = page(verdicts=verdicts, reading="{{ effect('groups', 'hard vs soft') }}")
     with pytest.raises(WordsError, match=r"reports/findings.yaml: 'hard vs soft'"):
-        write_findings(wrong, studies, operations, 1e11, tmp_path)
+        write_findings(wrong, Words(studies), operations, 1e11, tmp_path)
     assert not (tmp_path / "FINDINGS.md").exists()
 
 
@@ -116,11 +116,13 @@ def test_a_reading_ends_with_its_verdicts(studies: dict[str, Results], tmp_path:
     verdicts = {one.label: decide(one) for one in compare_declared(studies["groups"])}
     changed = {**verdicts, LABELS[1]: "worse"}
     with pytest.raises(FindingsError, match=rf"groups: .*found now: {LABELS[1]}: {verdicts[LABELS[1]]}, not worse$"):
-        write_findings(page(verdicts=changed), studies, operations, 1e11, tmp_path)
+        write_findings(page(verdicts=changed), Words(studies), operations, 1e11, tmp_path)
     with pytest.raises(FindingsError, match=r"soft vs hard: not declared, not better"):
-        write_findings(page(verdicts={**verdicts, "soft vs hard": "better"}), studies, operations, 1e11, tmp_path)
+        write_findings(
+            page(verdicts={**verdicts, "soft vs hard": "better"}), Words(studies), operations, 1e11, tmp_path
+        )
     with pytest.raises(FindingsError, match=r"headline: soft vs hard: not declared"):
-        write_findings(page(verdicts=verdicts, headline=["soft vs hard"]), studies, operations, 1e11, tmp_path)
+        write_findings(page(verdicts=verdicts, headline=["soft vs hard"]), Words(studies), operations, 1e11, tmp_path)
     assert not (tmp_path / "FINDINGS.md").exists()
 
 
@@ -130,10 +132,10 @@ def test_a_page_is_of_finished_grids(studies: dict[str, Results], tmp_path: Path
     statuses = {**studies["lengths"].statuses, run: {"state": "failed"}}
     studies["lengths"] = replace(studies["lengths"], statuses=statuses)
     with pytest.raises(FindingsError, match=r"lengths: 1 failed, 18 done; FINDINGS.md is written of finished"):
-        write_findings(page(verdicts=verdicts), studies, operations, 1e11, tmp_path)
+        write_findings(page(verdicts=verdicts), Words(studies), operations, 1e11, tmp_path)
 
 
 def test_the_figure_has_one_axis(studies: dict[str, Results], tmp_path: Path) -> None:
     verdicts = {one.label: decide(one) for one in compare_declared(studies["groups"])}
     with pytest.raises(FindingsError, match=r"headline: one measure and claim in one figure, not none"):
-        write_findings(page(verdicts=verdicts, headline=[]), studies, operations, 1e11, tmp_path)
+        write_findings(page(verdicts=verdicts, headline=[]), Words(studies), operations, 1e11, tmp_path)
